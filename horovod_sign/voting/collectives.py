@@ -1,0 +1,95 @@
+"""The three collectives that a vote needs, as requests: who carries them out, and when, is the caller's affair.
+
+A protocol (`exchange`, `counts`) is a generator that yields requests and is sent their results. mpi4py carries each out
+at once; Horovod's engine carries them out in the background, so that several votes and backward overlap.
+"""
+
+from collections.abc import Generator
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+
+class Alltoall(NamedTuple):
+    """Send `lengths[r]` bytes of `buffer` to each rank r; the result is what all ranks sent here, in rank order."""
+
+    buffer: np.ndarray
+    lengths: list[int]
+
+
+class Allgather(NamedTuple):
+    """Send `buffer` to all ranks (lengths may differ); the result is the buffers of all ranks, in rank order."""
+
+    buffer: np.ndarray
+
+
+class Allreduce(NamedTuple):
+    """The sum over ranks of the int64 array `words`."""
+
+    words: np.ndarray
+
+
+Request = Alltoall | Allgather | Allreduce
+
+
+class Collectives(Protocol):
+    """A library that carries out requests among `size` ranks, of which this is `rank`."""
+
+    rank: int
+    size: int
+
+    def start(self, request: Request, name: str) -> Any:
+        """Begins a request and returns a handle. `name` is the same on all ranks and differs between open requests."""
+
+    def done(self, handle: Any) -> bool:
+        """Whether `finish` would return without waiting."""
+
+    def finish(self, handle: Any) -> np.ndarray:
+        """Waits for a request and returns its result."""
+
+
+def bytes_sent(request: Request, size: int, rank: int) -> int:
+    """The payload that one rank sends to others for a request, by the bandwidth-optimal (ring) algorithms."""
+    if isinstance(request, Alltoall):
+        return sum(request.lengths) - request.lengths[rank]
+    if isinstance(request, Allgather):
+        return (size - 1) * len(request.buffer)
+    return 2 * (size - 1) * request.words.nbytes // size
+
+
+class Vote:
+    """One vote on its way: runs a protocol over collectives, a request at a time.
+
+    Args:
+        protocol: the generator, from `exchange` or `counts`.
+        collectives: what carries its requests out.
+        name: unique among the votes in flight, the same on all ranks.
+    """
+
+    def __init__(self, protocol: Generator[Request, np.ndarray, Any], collectives: Collectives, name: str):
+        self.bytes_sent = 0
+        self._protocol, self._collectives, self._name = protocol, collectives, name
+        self._phase, self._handle, self._decision = 0, None, None
+        self._advance(None)
+
+    def poll(self) -> bool:
+        """Goes on as far as possible without waiting; True when the vote is decided."""
+        while self._handle is not None and self._collectives.done(self._handle):
+            self._advance(self._collectives.finish(self._handle))
+        return self._handle is None
+
+    def wait(self):
+        """Waits for the decision (`messages.Planes`) and returns it."""
+        while self._handle is not None:
+            self._advance(self._collectives.finish(self._handle))
+        return self._decision
+
+    def _advance(self, result):
+        try:
+            request = self._protocol.send(result)
+        except StopIteration as stop:
+            self._handle, self._decision = None, stop.value
+            return
+        self.bytes_sent += bytes_sent(request, self._collectives.size, self._collectives.rank)
+        self._handle = self._collectives.start(request, f"{self._name}.{self._phase}")
+        self._phase += 1

@@ -1,0 +1,102 @@
+"""What travels: ballots cut into one chunk per rank, each chunk a message that says how many planes it carries.
+
+A *plane* holds one bit a coordinate, least significant bit first, in whole 64-bit words. A ballot is a sign plane and,
+only if it abstains somewhere, a nonzero plane. Rank r owns chunk r of the plane: it tallies that chunk for all.
+
+    message = [1 byte: planes, 1 or 2] [sign bits of the chunk] [nonzero bits of the chunk, if planes == 2]
+
+Second planes are sent chunk by chunk, only where needed. The length alone would not do: a receiver of an allgather
+sees all the messages in one piece, and finds where each ends from its first byte.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from horovod_sign import algebra
+
+
+class Planes(NamedTuple):
+    """A ballot, or a decided vote: bit planes of the same coordinates.
+
+    Attributes:
+        sign: uint8 array, 8 coordinates a byte, whole 64-bit words; a set bit is -1.
+        nonzero: likewise, a clear bit is 0 (abstains, or a tie); None where no coordinate is 0.
+    """
+
+    sign: np.ndarray
+    nonzero: np.ndarray | None = None
+
+
+def chunk_bounds(nbytes: int, size: int) -> list[tuple[int, int]]:
+    """The bytes [start, stop) of a plane of `nbytes` that each of `size` ranks owns: whole words, as even as may be."""
+    words = -(-nbytes // 8)
+    share = 8 * -(-words // size)
+    return [(min(r * share, nbytes), min((r + 1) * share, nbytes)) for r in range(size)]
+
+
+def split(ballot: Planes, bounds: list[tuple[int, int]]) -> tuple[np.ndarray, list[int]]:
+    """The messages of a ballot, one per chunk, in one buffer; and the length of each."""
+    second = [ballot.nonzero is not None and not algebra.all_ones(ballot.nonzero[a:b]) for a, b in bounds]
+    lengths = [1 + (b - a) * (1 + two) for (a, b), two in zip(bounds, second, strict=True)]
+    buffer = np.empty(sum(lengths), np.uint8)
+    at = 0
+    for (a, b), two in zip(bounds, second, strict=True):
+        buffer[at] = 1 + two
+        buffer[at + 1 : at + 1 + b - a] = ballot.sign[a:b]
+        if two:
+            buffer[at + 1 + b - a : at + 1 + 2 * (b - a)] = ballot.nonzero[a:b]
+        at += 1 + (b - a) * (1 + two)
+    return buffer, lengths
+
+
+def parse(buffer: np.ndarray, chunk_lengths: list[int]) -> list[Planes]:
+    """The chunks in a buffer of messages, given the bytes that each chunk's sign plane has. No copies are made."""
+    chunks, at = [], 0
+    for length in chunk_lengths:
+        planes = int(buffer[at]) if at < len(buffer) else 0
+        end = at + 1 + planes * length
+        if planes not in (1, 2) or end > len(buffer):
+            break
+        middle = at + 1 + length
+        chunks.append(Planes(buffer[at + 1 : middle], buffer[middle:end] if planes == 2 else None))
+        at = end
+    if len(chunks) != len(chunk_lengths) or at != len(buffer):
+        raise RuntimeError(
+            f"the vote received {len(buffer)} bytes that are not {len(chunk_lengths)} messages of this vote: the ranks "
+            "do not vote on the same coordinates, or do not all run the same version of horovod_sign"
+        )
+    return chunks
+
+
+def join(chunks: list[Planes]) -> Planes:
+    """The whole planes of chunks in rank order."""
+    sign = np.concatenate([chunk.sign for chunk in chunks])
+    if all(chunk.nonzero is None for chunk in chunks):
+        return Planes(sign)
+    nonzero = np.full(len(sign), 0xFF, np.uint8)
+    at = 0
+    for chunk in chunks:
+        if chunk.nonzero is not None:
+            nonzero[at : at + len(chunk.sign)] = chunk.nonzero
+        at += len(chunk.sign)
+    return Planes(sign, nonzero)
+
+
+def tally(ballots: list[Planes], one_bit: bool) -> Planes:
+    """The vote on one chunk by all its ballots; `one_bit`: ties are +1, and there is no second plane."""
+    return Planes(*algebra.tally([b.sign for b in ballots], [b.nonzero for b in ballots], one_bit))
+
+
+def encode_fields(ballot: Planes, bits: int) -> np.ndarray:
+    """The int64 words of a ballot's fields; the last word is the trailing field, 1: this rank votes."""
+    words = np.zeros(len(ballot.sign) * bits // 8 + 1, np.int64)
+    algebra.encode_counts(bits, ballot.sign, ballot.nonzero, 8 * len(ballot.sign), words[:-1].view(np.uint8))
+    words[-1] = 1
+    return words
+
+
+def decode_fields(words: np.ndarray, bits: int, one_bit: bool) -> Planes:
+    """The decision in summed words; the last word is V, the number of voters."""
+    n = 64 * (len(words) - 1) // bits
+    return Planes(*algebra.decode_counts(bits, words[:-1].view(np.uint8), int(words[-1]), n, one_bit))
