@@ -7,5 +7,4 @@ from horovod_sign.algebra import pack_signs, unpack_signs
 from horovod_sign.version import __version__
 from horovod_sign.voting.mpi import majority_vote
 
-
 __all__ = ["__version__", "majority_vote", "pack_signs", "unpack_signs"]

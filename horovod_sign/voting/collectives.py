@@ -70,21 +70,25 @@ class Vote:
         self.bytes_sent = 0
         self._protocol, self._collectives, self._name = protocol, collectives, name
         self._phase, self._handle, self._decision = 0, None, None
-        self._advance(None)
+        self._continue(None)
 
-    def poll(self) -> bool:
-        """Goes on as far as possible without waiting; True when the vote is decided."""
+    def poll(self):
+        """Goes on as far as possible without waiting."""
         while self._handle is not None and self._collectives.done(self._handle):
-            self._advance(self._collectives.finish(self._handle))
-        return self._handle is None
+            self.advance()
+
+    def advance(self):
+        """Waits for the request that is under way, if one is, and starts the next."""
+        if self._handle is not None:
+            self._continue(self._collectives.finish(self._handle))
 
     def wait(self):
         """Waits for the decision (`messages.Planes`) and returns it."""
         while self._handle is not None:
-            self._advance(self._collectives.finish(self._handle))
+            self.advance()
         return self._decision
 
-    def _advance(self, result):
+    def _continue(self, result):
         try:
             request = self._protocol.send(result)
         except StopIteration as stop:

@@ -4,7 +4,7 @@ import numpy as np
 
 from horovod_sign import algebra
 from horovod_sign.voting.agreement import disagreement, encode_record
-from horovod_sign.voting.collectives import Alltoall, Allgather, Request, Vote
+from horovod_sign.voting.collectives import Allgather, Alltoall, Request, Vote
 from horovod_sign.voting.messages import Planes
 from horovod_sign.voting.protocols import PROTOCOLS, TRANSPORTS
 
@@ -103,7 +103,9 @@ def _communicator(comm):
         ) from error
     comm = MPI.COMM_WORLD if comm is None else comm
     if not isinstance(comm, MPI.Intracomm) or comm == MPI.COMM_NULL:
-        raise TypeError(f"majority_vote needs an mpi4py intracommunicator, got {comm!r}: pass for example MPI.COMM_WORLD")
+        raise TypeError(
+            f"majority_vote needs an mpi4py intracommunicator, got {comm!r}: pass for example MPI.COMM_WORLD"
+        )
     return comm
 
 

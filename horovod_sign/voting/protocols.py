@@ -31,7 +31,7 @@ def exchange(
     """
     if size == 1:
         return ops.tally([ballot], one_bit)
-    bounds = messages.chunk_bounds(len(ballot.sign), size)
+    bounds = messages.chunk_bounds(ballot.sign.shape[0], size)
     lengths = [stop - start for start, stop in bounds]
     ballots = ops.parse((yield Alltoall(*ops.split(ballot, bounds))), [lengths[rank]] * size)
     decided = ops.tally(ballots, one_bit)

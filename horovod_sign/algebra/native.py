@@ -1,0 +1,333 @@
+"""The kernels of csrc/, loaded with ctypes: see csrc/kernels.h for what each computes.
+
+    kernels = native.kernels()                         # the set for this processor
+    segments = native.Segments([(x.ctypes.data, x.size)])
+    sign, nonzero = planes of segments.plane_bytes bytes
+    zeros, nans = kernels.pack("float32", native.ABSTAIN, segments, sign, nonzero)
+
+Everywhere a *buffer* is an address (an int), None for "none", or a C-contiguous NumPy array. Addresses are trusted: it
+is the caller who knows how long the memory behind them is. ctypes releases the GIL for the duration of each call.
+
+The environment variable HOROVOD_SIGN_KERNELS=scalar|avx2|avx512|neon forces one set.
+"""
+
+import ctypes
+import functools
+import os
+import sysconfig
+
+import numpy as np
+
+SIGNBIT, ABSTAIN, ONEBIT = 0, 1, 2
+"""Modes of `Kernels.pack`: the sign bit alone; zeros and NaNs abstain; zeros and NaNs count as plus."""
+
+DTYPES = {"float16": 0, "bfloat16": 1, "float32": 2, "float64": 3}
+"""The kernels' numbers of the element types, by name."""
+
+ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+
+_ABI_VERSION = 1
+_VARIABLE = "HOROVOD_SIGN_KERNELS"
+
+_pointer, _int, _long = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
+_SIGNATURES = {
+    "pack": (None, _int, _int, _long, _pointer, _pointer, _pointer, _pointer, _pointer, _pointer),
+    "interpolate_pack": (None, _int, _int, _long, *[_pointer] * 5, _int, _pointer, _pointer, _pointer),
+    "tally": (_long, _long, _pointer, _pointer, _long, _pointer, _pointer),
+    "unpack_int8": (None, _pointer, _pointer, _long, _pointer),
+    "unpack": (None, _int, _long, *[_pointer] * 5),
+    "apply": (None, _int, _long, *[_pointer] * 7),
+    "encode_counts": (None, _int, _pointer, _pointer, _long, _pointer),
+    "decode_counts": (_long, _int, _pointer, _long, _long, _pointer, _pointer),
+    "all_ones": (_int, _pointer, _long),
+    "agreement": (_long, _pointer, _pointer, _pointer, _pointer, _long),
+    "read_loop": (ctypes.c_uint64, _pointer, _long),
+    "read_write_loop": (None, _pointer, _long),
+}
+
+
+class _Table(ctypes.Structure):
+    """struct HsKernels: a name, then one function pointer for each signature, in this order."""
+
+    _fields_ = [("name", ctypes.c_char_p), *[(name, _pointer) for name in _SIGNATURES]]
+
+
+def _load():
+    """The library next to this file."""
+    name = "_kernels" + sysconfig.get_config_var("EXT_SUFFIX")
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), name)
+    if not os.path.exists(path):
+        raise ImportError(
+            f"horovod_sign's kernels are not built ({name} is missing): run `pip install -e .` in its checkout, which "
+            "needs a C++17 compiler."
+        )
+    library = ctypes.CDLL(path)
+    library.hs_supported.restype = ctypes.c_char_p
+    library.hs_kernels.argtypes = [ctypes.c_char_p]
+    library.hs_kernels.restype = ctypes.POINTER(_Table)
+    if library.hs_abi_version() != _ABI_VERSION:
+        raise ImportError("horovod_sign's kernels were built from other sources: run `pip install -e .` again.")
+    return library
+
+
+_library = _load()
+
+
+def supported():
+    """Names of the kernel sets that this processor runs, best first."""
+    return tuple(_library.hs_supported().decode().split())
+
+
+def address(buffer):
+    """The address of a buffer: an int as it is, 0 for None, or where a C-contiguous NumPy array's data starts."""
+    if type(buffer) is int:
+        return buffer
+    if buffer is None:
+        return 0
+    if isinstance(buffer, np.ndarray):
+        if not buffer.flags.c_contiguous:
+            raise ValueError("the kernels need C-contiguous arrays")
+        return buffer.__array_interface__["data"][0]
+    return int(buffer)
+
+
+def _addresses(buffers):
+    """A uint64 array of addresses, from one or from a sequence of buffers."""
+    if isinstance(buffers, np.ndarray) and buffers.dtype == np.uint64:
+        return np.ascontiguousarray(buffers)
+    return np.array([address(b) for b in buffers], np.uint64)
+
+
+class Segments:
+    """Where k tensors are, and where their signs go in a plane.
+
+    pointers      uint64 array: address of each tensor's first element
+    lengths       int64 array: number of elements of each
+    offsets       int64 array: byte in the plane where each one's words start, a multiple of 8
+    plane_bytes   length of the plane
+    coordinates   total number of elements, padding not counted
+
+    Tensor i fills ceil(lengths[i] / 64) words of 8 bytes. Unless `offsets` says otherwise, tensors follow each other.
+    """
+
+    def __init__(self, tensors, offsets=None):
+        """tensors: a sequence of (address or array, number of elements)."""
+        tensors = list(tensors)
+        self.lengths = np.array([n for _, n in tensors], np.int64)
+        if (self.lengths < 0).any():
+            raise ValueError("a tensor cannot have a negative number of elements")
+        filled = (self.lengths + 63) // 64 * 8
+        ends = np.cumsum(filled, dtype=np.int64)
+        self.offsets = ends - filled if offsets is None else np.array(offsets, np.int64)
+        if self.offsets.shape != self.lengths.shape or (self.offsets % 8).any() or (self.offsets < 0).any():
+            raise ValueError("offsets must be one for each tensor, and multiples of 8 bytes")
+        self.plane_bytes = int((self.offsets + filled).max(initial=0))
+        self.coordinates = int(self.lengths.sum())
+        self.k = len(tensors)
+        self._lengths, self._offsets = address(self.lengths), address(self.offsets)
+        self._point([p for p, _ in tensors])
+
+    def _point(self, pointers):
+        self.pointers = _addresses(pointers)
+        if self.pointers.shape != (self.k,):
+            raise ValueError(f"{self.k} tensors were laid out, but {len(self.pointers)} addresses were given")
+        self._pointers = address(self.pointers)
+
+    def with_pointers(self, pointers):
+        """The same layout over other memory: one address (or array) for each tensor."""
+        other = object.__new__(Segments)
+        for name in ("lengths", "offsets", "plane_bytes", "coordinates", "k", "_lengths", "_offsets"):
+            setattr(other, name, getattr(self, name))
+        other._point(pointers)
+        return other
+
+
+def dtype_code(dtype):
+    """The kernels' number of an element type: its name, its NumPy dtype, or the number itself. TypeError for others."""
+    if type(dtype) is int:
+        return dtype
+    name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
+    if name not in DTYPES:
+        raise TypeError(f"votes are taken on float16, bfloat16, float32 and float64 numbers, not on {name}")
+    return DTYPES[name]
+
+
+def _check_bits(bits):
+    if bits not in (2, 4, 8, 16):
+        raise ValueError(f"fields are 2, 4, 8 or 16 bits wide, not {bits}")
+
+
+def _per_segment(values, k):
+    """k doubles, from one number for all segments or one for each."""
+    array = np.asarray(values, np.float64)
+    if array.ndim == 0:
+        return np.full(k, array)
+    if array.shape != (k,):
+        raise ValueError(f"{k} segments need one value or {k}, not {array.size}")
+    return np.ascontiguousarray(array)
+
+
+class Kernels:
+    """One kernel set, by name. `dtype` is a name such as "bfloat16", a NumPy dtype, or a number of DTYPES."""
+
+    def __init__(self, name):
+        table = _library.hs_kernels(name.encode())
+        if not table:
+            raise ValueError(f"no kernel set {name!r} on this processor; available: {', '.join(supported())}")
+        self.name = name
+        for function, (restype, *argtypes) in _SIGNATURES.items():
+            pointer = getattr(table.contents, function)
+            setattr(self, "_" + function, ctypes.CFUNCTYPE(restype, *argtypes)(pointer))
+
+    def __repr__(self):
+        return f"Kernels({self.name!r})"
+
+    def pack(self, dtype, mode, segments, sign, nonzero=None):
+        """Writes the segments' sign plane (and nonzero plane in mode ABSTAIN). Returns (zeros, NaNs) of ABSTAIN."""
+        counts = (_long * 2)()
+        if mode == ABSTAIN and nonzero is None:
+            raise ValueError("mode ABSTAIN needs a nonzero plane")
+        self._pack(
+            dtype_code(dtype),
+            mode,
+            segments.k,
+            segments._pointers,
+            segments._lengths,
+            segments._offsets,
+            address(sign),
+            address(nonzero),
+            ctypes.addressof(counts),
+        )
+        return counts[0], counts[1]
+
+    def interpolate_pack(
+        self, dtype, mode, segments, momenta, beta_vote, beta_state, sign, nonzero=None, vote_gradient=False
+    ):
+        """Updates float32 momenta (one buffer per segment) and packs the interpolation, or the gradients themselves.
+
+        v = beta_vote m + (1 - beta_vote) g and m <- beta_state m + (1 - beta_state) g in float32, each operation
+        rounded by itself; an infinite or NaN g has v = g and leaves m alone. Returns (zeros, NaNs) as `pack` does.
+        """
+        if mode == ABSTAIN and nonzero is None:
+            raise ValueError("mode ABSTAIN needs a nonzero plane")
+        counts = (_long * 2)()
+        momenta = _addresses(momenta)
+        if momenta.shape != (segments.k,):
+            raise ValueError(f"{segments.k} segments need as many momenta, not {len(momenta)}")
+        self._interpolate_pack(
+            dtype_code(dtype),
+            mode,
+            segments.k,
+            segments._pointers,
+            address(momenta),
+            segments._lengths,
+            segments._offsets,
+            ctypes.addressof(_coefficients(float(beta_vote), float(beta_state))),
+            bool(vote_gradient),
+            address(sign),
+            address(nonzero),
+            ctypes.addressof(counts),
+        )
+        return counts[0], counts[1]
+
+    def tally(self, signs, nonzeros, nbytes, out_sign, out_nonzero=None, one_bit=False):
+        """The majority of ballots over nbytes bytes; returns the number of coordinates with as many pluses as minuses.
+
+        signs, nonzeros: a sequence of buffers, or a uint64 array of addresses (0: abstains nowhere). nonzeros may be
+        None when no ballot has one. Pad bits are counted like all others. With one_bit, out_nonzero is not written.
+        """
+        signs = _addresses(signs)
+        m = len(signs)
+        if m == 0:
+            raise ValueError("a majority needs at least one ballot")
+        nonzeros = np.zeros(m, np.uint64) if nonzeros is None else _addresses(nonzeros)
+        if len(nonzeros) != m:
+            raise ValueError(f"{m} sign planes but {len(nonzeros)} nonzero planes")
+        if out_nonzero is None and not one_bit:
+            raise ValueError("a nonzero plane to write is needed unless one_bit is set")
+        out_nonzero = 0 if one_bit else address(out_nonzero)
+        return self._tally(m, address(signs), address(nonzeros), nbytes, address(out_sign), out_nonzero)
+
+    def unpack_int8(self, sign, nonzero, n, out):
+        """Writes n votes as int8 -1, 0, +1."""
+        self._unpack_int8(address(sign), address(nonzero), n, address(out))
+
+    def unpack(self, dtype, segments, sign, nonzero=None):
+        """Writes the votes -1, 0, +1 into the segments."""
+        self._unpack(
+            dtype_code(dtype),
+            segments.k,
+            segments._pointers,
+            segments._lengths,
+            segments._offsets,
+            address(sign),
+            address(nonzero),
+        )
+
+    def apply(self, dtype, segments, sign, nonzero, lr, weight_decay=0.0):
+        """x <- x - lr (vote + weight_decay x) for all segments; lr and weight_decay: one number, or one per segment."""
+        lr, weight_decay = _per_segment(lr, segments.k), _per_segment(weight_decay, segments.k)
+        self._apply(
+            dtype_code(dtype),
+            segments.k,
+            segments._pointers,
+            segments._lengths,
+            segments._offsets,
+            address(sign),
+            address(nonzero),
+            address(lr),
+            address(weight_decay),
+        )
+
+    def encode_counts(self, bits, sign, nonzero, n, fields):
+        """Writes n votes as fields of `bits` bits (0 minus, 1 abstains, 2 plus): ceil(n bits / 8) bytes."""
+        _check_bits(bits)
+        self._encode_counts(bits, address(sign), address(nonzero), n, address(fields))
+
+    def decode_counts(self, bits, fields, voters, n, out_sign, out_nonzero=None, one_bit=False):
+        """Planes (whole words) of the majority from n summed fields; returns the number of ties."""
+        _check_bits(bits)
+        if out_nonzero is None and not one_bit:
+            raise ValueError("a nonzero plane to write is needed unless one_bit is set")
+        out_nonzero = 0 if one_bit else address(out_nonzero)
+        return self._decode_counts(bits, address(fields), voters, n, address(out_sign), out_nonzero)
+
+    def all_ones(self, plane, nbytes):
+        """Whether a nonzero plane abstains nowhere in its first nbytes bytes."""
+        return bool(self._all_ones(address(plane), nbytes))
+
+    def agreement(self, sign_a, nonzero_a, sign_b, nonzero_b, n):
+        """Of the first n coordinates, the number where both ballots vote and vote alike."""
+        return self._agreement(address(sign_a), address(nonzero_a), address(sign_b), address(nonzero_b), n)
+
+    def read_loop(self, data, nbytes):
+        """Reads memory as fast as this set can; returns a checksum."""
+        return self._read_loop(address(data), nbytes)
+
+    def read_write_loop(self, data, nbytes):
+        """Inverts every bit of some memory, as fast as this set can."""
+        self._read_write_loop(address(data), nbytes)
+
+
+@functools.lru_cache(maxsize=64)
+def _coefficients(beta_vote, beta_state):
+    """The floats {beta_vote, 1 - beta_vote, beta_state, 1 - beta_state}, each rounded once, from a double."""
+    return (ctypes.c_float * 4)(beta_vote, 1.0 - beta_vote, beta_state, 1.0 - beta_state)
+
+
+def _choose():
+    """The set that HOROVOD_SIGN_KERNELS names, or the best one."""
+    forced = os.environ.get(_VARIABLE, "")
+    if forced and forced not in supported():
+        raise ImportError(
+            f"{_VARIABLE}={forced!r} names no kernel set that this processor runs; available: {', '.join(supported())}"
+        )
+    return Kernels(forced or supported()[0])
+
+
+_chosen = _choose()
+
+
+def kernels():
+    """The kernel set in use: the best one, unless HOROVOD_SIGN_KERNELS named another when this module was imported."""
+    return _chosen

@@ -1,0 +1,77 @@
+"""From numbers to bits and back, in TensorFlow: what the native kernels do for NumPy arrays, as functions for XLA.
+
+Signs, zeros and NaNs are told apart on the bits as integers, never by comparing floats: TensorFlow's threads flush
+subnormal numbers to zero, but a subnormal gradient votes. Everything here is plain array code of static shape, meant
+to be traced inside a `compiled` function, where XLA fuses it into one pass over the gradients.
+"""
+
+import numpy as np
+import tensorflow as tf
+
+_INTEGERS = {
+    tf.float16: (tf.uint16, 0x7C00),
+    tf.bfloat16: (tf.uint16, 0x7F80),
+    tf.float32: (tf.uint32, 0x7F800000),
+    tf.float64: (tf.uint64, 0x7FF0000000000000),
+}
+_PLACES = np.arange(8, dtype=np.uint8)
+
+DTYPES = tuple(_INTEGERS)
+
+
+def compiled(function):
+    """`function` compiled by XLA, wherever it is called from: eagerly or inside the caller's graph."""
+    return tf.function(function, jit_compile=True, autograph=False)
+
+
+def as_bits(x: tf.Tensor) -> tuple[tf.Tensor, int]:
+    """The bits of floats as unsigned integers, and the bits of infinity of that dtype."""
+    integer, infinity = _INTEGERS[x.dtype]
+    return tf.bitcast(x, integer), infinity
+
+
+def signs(x: tf.Tensor, abstain: bool) -> tuple[tf.Tensor, tf.Tensor | None]:
+    """(sign, votes) of each coordinate as uint8 0 or 1; `votes` is None for abstain=False, where zero and NaN are +1."""
+    bits, infinity = as_bits(x)
+    top = bits.dtype.size * 8 - 1
+    sign = tf.cast(tf.bitwise.right_shift(bits, tf.constant(top, bits.dtype)), tf.uint8)
+    magnitude = tf.bitwise.bitwise_and(bits, tf.constant((1 << top) - 1, bits.dtype))
+    # One comparison for two: zero wraps to the largest integer, NaN is above infinity.
+    votes = tf.cast(magnitude - tf.constant(1, bits.dtype) < tf.constant(infinity, bits.dtype), tf.uint8)
+    return (sign, votes) if abstain else (tf.bitwise.bitwise_and(sign, votes), None)
+
+
+def is_finite(x: tf.Tensor) -> tf.Tensor:
+    """Whether each coordinate is neither infinite nor NaN."""
+    bits, infinity = as_bits(x)
+    exponent = tf.constant(infinity, bits.dtype)
+    return tf.bitwise.bitwise_and(bits, exponent) != exponent
+
+
+def to_plane(bits: tf.Tensor, padding: int) -> tf.Tensor:
+    """uint8 0 or 1, any shape, as a plane: whole 64-bit words, least significant bit first."""
+    flat = tf.reshape(bits, [-1])
+    missing = -flat.shape[0] % 64
+    if missing:
+        flat = tf.pad(flat, [[0, missing]], constant_values=tf.constant(padding, tf.uint8))
+    return gather_bits(flat)
+
+
+def gather_bits(bits: tf.Tensor) -> tf.Tensor:
+    """8 n bits (uint8 0 or 1) as n bytes."""
+    return tf.reduce_sum(tf.bitwise.left_shift(tf.reshape(bits, [-1, 8]), _PLACES), axis=1)
+
+
+def spread_bits(plane: tf.Tensor) -> tf.Tensor:
+    """n bytes as 8 n bits (uint8 0 or 1) of shape [n, 8]."""
+    return tf.bitwise.bitwise_and(tf.bitwise.right_shift(plane[:, None], _PLACES), np.uint8(1))
+
+
+def to_votes(sign: tf.Tensor, nonzero: tf.Tensor | None, shape, dtype: tf.DType) -> tf.Tensor:
+    """Planes as votes -1, 0 or +1, in the shape and dtype of the gradient."""
+    # In int8, so that the one conversion to floats is the last thing and runs in vectors.
+    votes = 1 - 2 * tf.cast(spread_bits(sign), tf.int8)
+    if nonzero is not None:
+        votes *= tf.cast(spread_bits(nonzero), tf.int8)
+    count = int(np.prod(shape, dtype=np.int64))
+    return tf.reshape(tf.cast(tf.reshape(votes, [-1])[:count], dtype), shape)

@@ -1,0 +1,286 @@
+"""Elections: the same coordinates voted on at every step. Packs gradients, carries the vote, unpacks the votes.
+
+The variables of an election go into a few buckets, one message per bucket and phase: a Horovod op costs milliseconds
+however little it carries. A variable starts at a 64-bit word, so padding is inside the words (sign 0, nonzero 1).
+"""
+
+import functools
+import itertools
+from typing import NamedTuple
+
+import horovod.tensorflow as hvd
+import numpy as np
+import tensorflow as tf
+
+from horovod_sign.algebra import counts_bits
+from horovod_sign.rules import Rule
+from horovod_sign.tensorflow import bits as bit
+from horovod_sign.tensorflow import messages
+from horovod_sign.tensorflow.collectives import carry_out
+from horovod_sign.voting.agreement import disagreement, encode_record
+from horovod_sign.voting.messages import Planes
+from horovod_sign.voting.protocols import PROTOCOLS, TRANSPORTS
+
+# Coordinates per bucket. Large, since in a graph packing is one pass and does not wait for backward.
+BUCKET = 2**25
+
+_numbers = itertools.count()
+
+
+class Coordinates(NamedTuple):
+    """The shape and dtype of one variable's gradient."""
+
+    shape: tuple[int, ...]
+    dtype: tf.DType
+
+    @property
+    def count(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+class Momentum(NamedTuple):
+    """What a rule with momentum reads and writes.
+
+    Attributes:
+        slots: one float32 variable per voted variable.
+        on_gradient: scalar bool: whether this step's votes are on the gradient (the rule's warm-up).
+    """
+
+    slots: list[tf.Variable]
+    on_gradient: tf.Tensor | bool = False
+
+
+class Election:
+    """What is voted on together by the ranks of a process set, step after step.
+
+    Elections are made in the same order on all ranks: their number in that order names their Horovod ops.
+
+    Args:
+        rule: what each worker votes on.
+        process_set: Horovod's.
+        abstain: whether zeros, NaN and ties are 0 or +1.
+        transport: "auto", "exchange" or "counts".
+    """
+
+    def __init__(self, rule: Rule, process_set=hvd.global_process_set, abstain: bool = True, transport: str = "auto"):
+        if transport not in TRANSPORTS:
+            raise ValueError(f"transport must be one of {', '.join(map(repr, TRANSPORTS))}, got {transport!r}")
+        self.rule, self.abstain = rule, abstain
+        self.name = f"horovod_sign.tf.{next(_numbers)}"
+        self._process_set, self._transport = process_set, transport
+        self._missing_everywhere: list[bool] | None = None
+
+    @property
+    def rank(self) -> int:
+        """This rank in the process set; 0 where this process is no part of it and so votes alone."""
+        return self._process_set.rank() if self.size > 1 else 0
+
+    @property
+    def size(self) -> int:
+        """How many ranks vote."""
+        require_horovod()
+        return self._process_set.size() if self._process_set.included() else 1
+
+    def vote(self, gradients, variables: list[Coordinates], labels, momentum=None, abstaining=None) -> list:
+        """The votes on a step's gradients.
+
+        Args:
+            gradients: one per variable: a tensor, `tf.IndexedSlices`, or None: this rank has no gradient and abstains.
+            variables: shape and dtype of each variable.
+            labels: the variables' names, for errors.
+            momentum: the `Momentum` if the rule has one.
+            abstaining: scalar bool tensor: this rank abstains on all coordinates in this step; None: never.
+
+        Returns:
+            One tensor per variable, -1, 0 or +1 in the gradient's dtype; None where no rank had a gradient in the
+            first step.
+
+        Raises:
+            TypeError: a gradient is not of a floating dtype.
+            ValueError: the ranks do not vote on the same variables. On all ranks, in the first step.
+        """
+        refuse_xla()
+        gradients = [_dense(g, v) for g, v in zip(gradients, variables, strict=True)]
+        if self._missing_everywhere is None:
+            self._missing_everywhere = self._agree(gradients, variables, labels)
+        absent = self._missing_everywhere
+        votes = [None if none else tf.zeros(v.shape, v.dtype) for none, v in zip(absent, variables, strict=True)]
+        for number, bucket in enumerate(_buckets(variables, absent)):
+            pick = [_present(gradients[i], variables[i]) for i in bucket]
+            slots = None if momentum is None else [momentum.slots[i] for i in bucket]
+            on_gradient = False if momentum is None else momentum.on_gradient
+            decided = self._vote_bucket(pick, slots, on_gradient, abstaining, number)
+            for i, vote in zip(bucket, decided, strict=True):
+                votes[i] = vote
+        return votes
+
+    def _vote_bucket(self, gradients, slots, on_gradient, abstaining, number):
+        ballot = self._pack(gradients, slots, on_gradient, abstaining)
+        protocol = PROTOCOLS["exchange" if self._transport == "auto" else self._transport]
+        running = protocol(ballot, self.rank, self.size, not self.abstain, messages)
+        decided = carry_out(running, self._process_set, f"{self.name}.{number}")
+        layout = tuple((tuple(g.shape), g.dtype) for g in gradients)
+        return _unpacker(layout, self.abstain)(decided.sign, decided.nonzero)
+
+    def _pack(self, gradients, slots, on_gradient, abstaining) -> Planes:
+        hold = tf.constant(False) if abstaining is None else abstaining
+        if slots is None:
+            sign, nonzero = _packer(self.abstain)(gradients)
+        else:
+            packer = _momentum_packer(self.rule, self.abstain)
+            momenta = [slot.read_value() for slot in slots]
+            new, sign, nonzero = packer(gradients, momenta, tf.convert_to_tensor(on_gradient), hold, tf.constant(0, tf.uint32))
+            for slot, m in zip(slots, new, strict=True):
+                slot.assign(m)
+        if abstaining is not None:
+            silent = tf.where(abstaining, np.uint8(0), np.uint8(255))
+            if nonzero is None:
+                nonzero = tf.fill(sign.shape, silent)
+            else:
+                nonzero = tf.bitwise.bitwise_and(nonzero, silent)
+        return Planes(sign, nonzero)
+
+    def _agree(self, gradients, variables, labels) -> list[bool]:
+        """Raises an error on all ranks unless they vote on the same variables; says which have no gradient anywhere."""
+        with tf.init_scope():
+            lines = [
+                f"rule {self.rule}, abstain={self.abstain}, transport={self._transport!r}, {len(variables)} variables"
+            ]
+            lines += [f"{label} {v.dtype.name} {v.shape}" for label, v in zip(labels, variables, strict=True)]
+            error = self._invalid(variables, labels)
+            missing = np.array([g is None for g in gradients], np.uint8)
+            if self.size == 1:
+                if error is not None:
+                    raise error
+                return missing.astype(bool).tolist()
+            check_agreement(self.name, "\n".join(lines), error, self._process_set)
+            all_missing = hvd.allgather(missing[None], name=f"{self.name}.missing", process_set=self._process_set)
+            return np.asarray(all_missing).min(axis=0).astype(bool).tolist()
+
+    def _invalid(self, variables, labels):
+        for v, label in zip(variables, labels, strict=True):
+            if v.dtype not in bit.DTYPES:
+                names = ", ".join(d.name for d in bit.DTYPES)
+                return TypeError(f"the gradient of {label} is {v.dtype.name}, but votes are on {names}")
+        if self._transport == "counts":
+            try:
+                counts_bits(self.size)
+            except ValueError as error:
+                return error
+        return None
+
+
+def check_agreement(what: str, summary: str, error: Exception | None, process_set):
+    """Raises the same error on all ranks if any rank has one or if their summaries differ. Executes eagerly."""
+    record = encode_record(summary, error).copy()
+    records = hvd.allgather(record[None], name=f"{what}.agree", process_set=process_set)
+    found = disagreement(what, np.asarray(records))
+    if found is not None:
+        raise found
+
+
+def require_horovod():
+    """Raises ValueError unless Horovod is initialized."""
+    if not hvd.is_initialized():
+        raise ValueError("Horovod is not initialized: call hvd.init() (of horovod.tensorflow) before the first vote")
+
+
+def refuse_xla():
+    """Raises ValueError inside a function compiled by XLA as a whole, where Horovod's ops cannot run."""
+    context = getattr(tf.compat.v1.get_default_graph(), "_get_control_flow_context", lambda: None)()
+    while context is not None:
+        if context.IsXLAContext():
+            raise ValueError(
+                "Horovod's ops cannot run inside a function compiled by XLA: use jit_compile=False in model.compile "
+                "or tf.function (packing and counting of votes are compiled by themselves)"
+            )
+        context = context.outer_context
+
+
+def _dense(gradient, variable: Coordinates):
+    """A gradient as a dense tensor on which no tape records; repeated indices are summed."""
+    if gradient is None:
+        return None
+    if isinstance(gradient, tf.IndexedSlices):
+        gradient = tf.math.unsorted_segment_sum(gradient.values, gradient.indices, variable.shape[0])
+    return tf.ensure_shape(tf.stop_gradient(tf.convert_to_tensor(gradient)), variable.shape)
+
+
+def _present(gradient, variable: Coordinates):
+    return tf.zeros(variable.shape, variable.dtype) if gradient is None else gradient
+
+
+def _buckets(variables, left_out) -> list[list[int]]:
+    """Which variables go together, in order, each bucket up to about BUCKET coordinates."""
+    buckets, room = [], 0
+    for i, v in enumerate(variables):
+        if left_out[i] or v.count == 0:
+            continue
+        if not buckets or room < v.count:
+            buckets.append([])
+            room = BUCKET
+        buckets[-1].append(i)
+        room -= v.count
+    return buckets
+
+
+@functools.cache
+def _packer(abstain):
+    """Compiled: (sign plane, nonzero plane or None) of a list of tensors."""
+
+    def pack(tensors):
+        return _planes([bit.signs(x, abstain) for x in tensors], abstain)
+
+    return bit.compiled(pack)
+
+
+@functools.cache
+def _momentum_packer(rule: Rule, abstain):
+    """Compiled: (new momenta, sign plane, nonzero plane or None) of gradients and momenta.
+
+    `hold`: scalar bool, momenta stay as they are. `nothing`: the integer 0, which the compiler must not know, so that
+    it cannot fuse a product and a sum into one rounding: the momentum equals NumPy's.
+    """
+
+    def pack(gradients, momenta, on_gradient, hold, nothing):
+        ballots, new = [], []
+        for gradient, m in zip(gradients, momenta, strict=True):
+            g = tf.cast(gradient, tf.float32)
+            finite = bit.is_finite(g)
+            state = _interpolate(rule.beta_state, m, g, nothing)
+            view = state if rule.beta_vote == rule.beta_state else _interpolate(rule.beta_vote, m, g, nothing)
+            on_view, on_g = bit.signs(tf.where(finite, view, g), abstain), bit.signs(gradient, abstain)
+            ballots.append([None if a is None else tf.where(on_gradient, b, a) for a, b in zip(on_view, on_g, strict=True)])
+            new.append(tf.where(finite & ~hold, state, m))
+        return new, *_planes(ballots, abstain)
+
+    return bit.compiled(pack)
+
+
+def _interpolate(beta, m, g, nothing):
+    """beta m + (1 - beta) g in float32, each product and the sum rounded by itself."""
+    return _rounded(m * np.float32(beta), nothing) + _rounded(g * np.float32(1.0 - beta), nothing)
+
+
+def _rounded(product, nothing):
+    return tf.bitcast(tf.bitwise.bitwise_xor(tf.bitcast(product, tf.uint32), nothing), tf.float32)
+
+
+def _planes(ballots, abstain):
+    sign = tf.concat([bit.to_plane(s, 0) for s, _ in ballots], axis=0)
+    return sign, tf.concat([bit.to_plane(z, 1) for _, z in ballots], axis=0) if abstain else None
+
+
+@functools.cache
+def _unpacker(layout, abstain):
+    """Compiled: the votes in planes, as a list of tensors of `layout`, ((shape, dtype), ...)."""
+
+    def unpack(sign, nonzero):
+        votes, at = [], 0
+        for shape, dtype in layout:
+            stop = at + (int(np.prod(shape, dtype=np.int64)) + 63) // 64 * 8
+            votes.append(bit.to_votes(sign[at:stop], nonzero[at:stop] if abstain else None, shape, dtype))
+            at = stop
+        return votes
+
+    return bit.compiled(unpack)

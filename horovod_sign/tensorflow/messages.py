@@ -1,0 +1,187 @@
+"""The functions of `voting.messages` for TensorFlow tensors: the same bytes travel, cut and read inside a graph.
+
+How many planes a message carries is known only when the step runs, so lengths and positions are tensors. What needs
+static shapes is compiled by XLA; only cutting the buffer that goes out, whose length varies, is left outside.
+"""
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from horovod_sign.tensorflow import bits as bit
+from horovod_sign.voting.messages import Planes
+
+
+class Received(NamedTuple):
+    """A buffer of messages not yet read.
+
+    Attributes:
+        buffer: padded to the length that it would have if all messages carried two planes.
+        lengths: the bytes of each message's planes.
+    """
+
+    buffer: tf.Tensor
+    lengths: tuple[int, ...]
+
+
+def split(ballot: Planes, bounds: list[tuple[int, int]]) -> tuple[tf.Tensor, tf.Tensor]:
+    """As `voting.messages.split`; the lengths are an int32 tensor."""
+    widths = [stop - start for start, stop in bounds]
+    if ballot.nonzero is None:
+        pieces = [piece for a, b in bounds for piece in (np.array([1], np.uint8), ballot.sign[a:b])]
+        return tf.concat(pieces, axis=0), tf.constant([1 + width for width in widths], tf.int32)
+    second = _abstains_somewhere(tuple(bounds))(ballot.nonzero)
+    lengths = 1 + tf.constant(widths, tf.int32) * (1 + second)
+    pieces = []
+    for r, (a, b) in enumerate(bounds):
+        header = tf.cast(1 + second[r : r + 1], tf.uint8)
+        pieces += [header, ballot.sign[a:b], ballot.nonzero[a : a + (b - a) * second[r]]]
+    return tf.concat(pieces, axis=0), lengths
+
+
+def parse(buffer: tf.Tensor, chunk_lengths: list[int]) -> Received:
+    """As `voting.messages.parse`, but read later, inside the compiled function that uses the chunks."""
+    longest = sum(1 + 2 * length for length in chunk_lengths)
+    padded = tf.concat([buffer, tf.zeros([longest - tf.shape(buffer)[0]], tf.uint8)], axis=0)
+    return Received(tf.ensure_shape(padded, [longest]), tuple(chunk_lengths))
+
+
+def tally(ballots: Received | list[Planes], one_bit: bool) -> Planes:
+    """As `voting.messages.tally`."""
+    if isinstance(ballots, Received):
+        return Planes(*_tally_received(ballots.lengths, one_bit)(ballots.buffer))
+    (ballot,) = ballots
+    if one_bit and ballot.nonzero is not None:
+        return Planes(tf.bitwise.bitwise_and(ballot.sign, ballot.nonzero))
+    return ballot
+
+
+def join(chunks: Received) -> Planes:
+    """As `voting.messages.join`; there is always a nonzero plane."""
+    return Planes(*_join_received(chunks.lengths)(chunks.buffer))
+
+
+def encode_fields(ballot: Planes, bits: int) -> tf.Tensor:
+    """As `voting.messages.encode_fields`."""
+    return _encode_fields(bits)(ballot.sign, ballot.nonzero)
+
+
+def decode_fields(words: tf.Tensor, bits: int, one_bit: bool) -> Planes:
+    """As `voting.messages.decode_fields`."""
+    return Planes(*_decode_fields(bits, one_bit)(words))
+
+
+@functools.cache
+def _abstains_somewhere(bounds):
+    """Compiled: for each chunk of a nonzero plane, 1 if it has a clear bit, else 0."""
+
+    def abstains(nonzero):
+        return tf.stack([_has_clear_bit(nonzero[a:b]) for a, b in bounds])
+
+    return bit.compiled(abstains)
+
+
+def _has_clear_bit(plane):
+    if plane.shape[0] == 0:
+        return tf.constant(0, tf.int32)
+    return tf.cast(tf.reduce_min(plane) < 255, tf.int32)
+
+
+@functools.cache
+def _tally_received(lengths, one_bit):
+    def tally_received(buffer):
+        signs, nonzeros = zip(*_read(buffer, lengths), strict=True)
+        return _majority(signs, nonzeros, one_bit)
+
+    return bit.compiled(tally_received)
+
+
+@functools.cache
+def _join_received(lengths):
+    def join_received(buffer):
+        signs, nonzeros = zip(*_read(buffer, lengths), strict=True)
+        return tf.concat(signs, axis=0), tf.concat(nonzeros, axis=0)
+
+    return bit.compiled(join_received)
+
+
+def _read(buffer, lengths):
+    """(sign, nonzero) of each message; where a message carries one plane, the second is all ones."""
+    chunks, at = [], tf.constant(0, tf.int32)
+    for length in lengths:
+        planes = tf.cast(tf.slice(buffer, [at], [1])[0], tf.int32)
+        sign = tf.slice(buffer, [at + 1], [length])
+        absent = tf.where(planes == 2, np.uint8(0), np.uint8(255))
+        nonzero = tf.bitwise.bitwise_or(tf.slice(buffer, [at + 1 + length], [length]), absent)
+        chunks.append((sign, nonzero))
+        at += 1 + planes * length
+    return chunks
+
+
+def _majority(signs, nonzeros, one_bit):
+    """(sign, nonzero or None) of M ballots, by counters that are themselves cut into planes: 8 coordinates an operation.
+
+    The counter of a coordinate adds sign + 1, that is 0, 1 or 2; the vote is plus where it is above M, minus below.
+    """
+    counter = [tf.zeros_like(signs[0]) for _ in range((2 * len(signs)).bit_length())]
+    for sign, nonzero in zip(signs, nonzeros, strict=True):
+        zero = tf.bitwise.invert(nonzero)
+        plus = tf.bitwise.bitwise_and(tf.bitwise.invert(sign), nonzero)
+        # A ballot adds 1 or 2, never both, so the carry out of the lowest plane and the 2 never meet.
+        carry = tf.bitwise.bitwise_and(counter[0], zero)
+        counter[0] = tf.bitwise.bitwise_xor(counter[0], zero)
+        carry = tf.bitwise.bitwise_or(carry, plus)
+        for k in range(1, len(counter)):
+            counter[k], carry = tf.bitwise.bitwise_xor(counter[k], carry), tf.bitwise.bitwise_and(counter[k], carry)
+    below, equal = _compare(counter, len(signs))
+    return below, None if one_bit else tf.bitwise.invert(equal)
+
+
+def _compare(counter, number):
+    """(below, equal): the bits of the coordinates whose counter is below, or equal to, a number."""
+    equal = tf.fill(counter[0].shape, np.uint8(255))
+    below = tf.zeros_like(counter[0])
+    for k in reversed(range(len(counter))):
+        if number >> k & 1:
+            below = tf.bitwise.bitwise_or(below, tf.bitwise.bitwise_and(equal, tf.bitwise.invert(counter[k])))
+            equal = tf.bitwise.bitwise_and(equal, counter[k])
+        else:
+            equal = tf.bitwise.bitwise_and(equal, tf.bitwise.invert(counter[k]))
+    return below, equal
+
+
+@functools.cache
+def _encode_fields(bits):
+    def encode(sign, nonzero):
+        fields = 2 * (1 - bit.spread_bits(sign))
+        if nonzero is not None:
+            fields = tf.where(bit.spread_bits(nonzero) == 1, fields, np.uint8(1))
+        if bits == 16:
+            packed = tf.bitcast(tf.cast(fields, tf.uint16), tf.uint8)
+        else:
+            shifts = np.arange(0, 8, bits, dtype=np.uint8)
+            packed = tf.reduce_sum(tf.bitwise.left_shift(tf.reshape(fields, [-1, 8 // bits]), shifts), axis=1)
+        words = tf.bitcast(tf.reshape(packed, [-1, 8]), tf.int64)
+        return tf.concat([words, tf.ones([1], tf.int64)], axis=0)
+
+    return bit.compiled(encode)
+
+
+@functools.cache
+def _decode_fields(bits, one_bit):
+    integer = tf.uint16 if bits == 16 else tf.uint8
+
+    def decode(words):
+        voters = tf.cast(words[-1], integer)
+        packed = tf.reshape(tf.bitcast(words[:-1], tf.uint8), [-1])
+        if bits == 16:
+            fields = tf.bitcast(tf.reshape(packed, [-1, 2]), tf.uint16)
+        else:
+            shifts = np.arange(0, 8, bits, dtype=np.uint8)
+            fields = tf.bitwise.bitwise_and(tf.bitwise.right_shift(packed[:, None], shifts), np.uint8(2**bits - 1))
+        minus = bit.gather_bits(tf.cast(fields < voters, tf.uint8))
+        return minus, None if one_bit else bit.gather_bits(tf.cast(fields != voters, tf.uint8))
+
+    return bit.compiled(decode)

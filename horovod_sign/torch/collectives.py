@@ -1,0 +1,31 @@
+"""The three collectives of a vote by Horovod's engine, in the background; the handle is Horovod's."""
+
+import horovod.torch as hvd
+import numpy as np
+import torch
+
+from horovod_sign.voting.collectives import Allgather, Alltoall, Request
+
+
+class HorovodCollectives:
+    """`voting.collectives.Collectives` by Horovod for PyTorch, within a process set. Every op is named."""
+
+    def __init__(self, process_set=hvd.global_process_set):
+        self._process_set = process_set
+        self.rank, self.size = process_set.rank(), process_set.size()
+
+    def start(self, request: Request, name: str) -> int:
+        if isinstance(request, Alltoall):
+            lengths = torch.tensor(request.lengths, dtype=torch.int32)
+            return hvd.alltoall_async(torch.from_numpy(request.buffer), lengths, name, self._process_set)
+        if isinstance(request, Allgather):
+            return hvd.allgather_async(torch.from_numpy(request.buffer), name, self._process_set)
+        words = torch.from_numpy(request.words)
+        return hvd.allreduce_async_(words, name=name, op=hvd.Sum, process_set=self._process_set)
+
+    def done(self, handle: int) -> bool:
+        return hvd.poll(handle)
+
+    def finish(self, handle: int) -> np.ndarray:
+        output = hvd.synchronize(handle)
+        return (output[0] if isinstance(output, tuple) else output).numpy()

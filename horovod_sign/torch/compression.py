@@ -1,0 +1,105 @@
+"""`Compression.signsgd()` and `Compression.signum()`: Horovod's `compression=`, here and in Horovod's own wrappers.
+
+In Horovod's own `DistributedOptimizer` and `allreduce`, with op=hvd.Sum, a gradient goes out as bit-counts (fields of
+an int64 tensor, added by an ordinary allreduce) and comes back as the vote, -1, 0 or +1, of the gradient's dtype.
+"""
+
+from typing import NamedTuple
+
+import horovod.torch as hvd
+import numpy as np
+import torch
+
+from horovod_sign import rules
+from horovod_sign.algebra import counts_bits
+from horovod_sign.torch import planes
+from horovod_sign.torch.optimizers import local_ballot
+from horovod_sign.voting import messages
+
+
+class SignCompressor:
+    """A compressor in Horovod's sense, and the rule of an `hvs.DistributedOptimizer`. Made by `Compression`."""
+
+    def __init__(self, rule: rules.Rule, abstain: bool = True, named_parameters=None):
+        self.rule, self._abstain = rule, abstain
+        self._parameters = None if named_parameters is None else [p for _, p in named_parameters]
+        self._states: dict[torch.Tensor, dict] = {}
+
+    def compress(self, tensor: torch.Tensor):
+        """The fields of this rank's ballot, as int64 words, and what `decompress` needs."""
+        voted = tensor
+        if self.rule.has_momentum:
+            voted = local_ballot(self.rule, tensor, self._state_of(tensor))
+        ballot = planes.pack(voted, self._abstain)
+        words = messages.encode_fields(ballot, counts_bits(hvd.size()))
+        return torch.from_numpy(words), _Context(tensor.shape, tensor.dtype, ballot)
+
+    def decompress(self, tensor: torch.Tensor, ctx) -> torch.Tensor:
+        """The vote in the summed words, in the shape and dtype of the gradient."""
+        if ctx is None:
+            raise ValueError(
+                "Horovod does not compress sparse gradients: give DistributedOptimizer sparse_as_dense=True, or use "
+                "dense gradients"
+            )
+        words, bits = tensor.numpy(), counts_bits(hvd.size())
+        check_summed(words, messages.encode_fields(ctx.ballot, bits) if words[-1] <= 1 else None)
+        decided = messages.decode_fields(words, bits, one_bit=not self._abstain)
+        return planes.unpack(decided, ctx.shape, ctx.dtype)
+
+    def _state_of(self, gradient: torch.Tensor) -> dict:
+        """The momentum of the parameter that `gradient` is the gradient of."""
+        if self._parameters is None:
+            raise ValueError(
+                "Compression.signum() in Horovod's own DistributedOptimizer must know whose momentum is whose: make it "
+                "by Compression.signum(named_parameters=model.named_parameters())"
+            )
+        for p in self._parameters:
+            if p.grad is gradient:
+                return self._states.setdefault(p, {})
+        raise ValueError(
+            "Compression.signum() got a gradient of none of its named_parameters: name all parameters of the optimizer, "
+            "and with sparse gradients use hvs.DistributedOptimizer"
+        )
+
+
+class _Context(NamedTuple):
+    shape: torch.Size
+    dtype: torch.dtype
+    ballot: messages.Planes
+
+
+def check_summed(words: np.ndarray, own: np.ndarray | None):
+    """Raises ValueError if `words` is an average of fields and not a sum, which would silently be a wrong vote.
+
+    The last word counts the voters. An average makes it 1 (or 0) whatever their number; so does a sum when all the
+    other ranks have joined, but then the words are `own`, what this rank sent.
+    """
+    if words[-1] <= 1 and not np.array_equal(words, own):
+        raise ValueError(
+            "the bit-counts were averaged, which destroys the vote: use op=hvd.Sum (Horovod's default is Average) and "
+            "leave gradient_predivide_factor alone"
+        )
+
+
+class Compression:
+    """The compressions, made as in `hvs.DistributedOptimizer(optimizer, compression=hvs.Compression.signum())`."""
+
+    @staticmethod
+    def signsgd(abstain: bool = True) -> SignCompressor:
+        """Vote on gradients. `abstain` counts in Horovod's own wrappers only; `hvs.DistributedOptimizer` has its own."""
+        return SignCompressor(rules.signsgd(), abstain)
+
+    @staticmethod
+    def signum(
+        momentum: float = 0.9, warmup: bool = False, abstain: bool = True, named_parameters=None
+    ) -> SignCompressor:
+        """Vote on each worker's momentum of its gradients (see `hvs.Signum`).
+
+        Args:
+            momentum: in [0, 1).
+            warmup: vote on gradients for the first C(momentum) steps.
+            abstain: as in `signsgd`.
+            named_parameters: `model.named_parameters()`; needed in Horovod's own `DistributedOptimizer` only, which
+                does not tell a compressor whose gradient it is.
+        """
+        return SignCompressor(rules.signum(momentum, warmup), abstain, named_parameters)

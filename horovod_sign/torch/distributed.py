@@ -1,0 +1,278 @@
+"""`DistributedOptimizer`: any torch optimizer, stepping by the majority vote of all ranks instead of averaged gradients."""
+
+import itertools
+import warnings
+from collections import defaultdict
+from contextlib import contextmanager
+
+import horovod.torch as hvd
+import torch
+
+from horovod_sign.rules import choose_rule
+from horovod_sign.torch.agreement import check_same_parameters
+from horovod_sign.torch.buckets import make_buckets
+from horovod_sign.torch.collectives import HorovodCollectives
+from horovod_sign.torch.compression import SignCompressor
+from horovod_sign.torch.layout import is_dense
+from horovod_sign.torch.optimizers import SignOptimizer, momentum_buffer, take_step
+from horovod_sign.torch.pipeline import Pipeline
+from horovod_sign.torch.planes import check_votable
+from horovod_sign.voting.protocols import TRANSPORTS
+
+_SYNCHRONIZED_TWICE = (
+    "optimizer.step() called after optimizer.synchronize() without optimizer.skip_synchronize(): this votes a second "
+    "time on what the first vote left as gradients"
+)
+_RACE = (
+    "optimizer.zero_grad() was called after loss.backward() but before optimizer.step() or optimizer.synchronize(): the "
+    "gradients are being voted on"
+)
+_OWN_TO_A_CLASS = ("__dict__", "__weakref__", "__doc__")
+_numbers = itertools.count()
+
+
+def DistributedOptimizer(
+    optimizer: torch.optim.Optimizer,
+    named_parameters=None,
+    compression: SignCompressor | None = None,
+    backward_passes_per_step: int = 1,
+    process_set=hvd.global_process_set,
+    abstain: bool = True,
+    transport: str = "auto",
+    bucket_cap_mb: float = 12.0,
+    **unsupported,
+):
+    """Wraps a torch optimizer so that each step is taken by majority vote, while `backward` still runs.
+
+    Each worker votes one bit a coordinate: the sign of its gradient (signSGD) or of its own momentum (Signum); a vote is
+    sign(sum over ranks of the signs) (Bernstein et al. 2018, arXiv 1802.04434, Algorithms 1 to 3). Around `SignSGD` and
+    `Signum` the step is theirs, by the vote; around any other optimizer the votes (-1, 0 or +1) are its gradients.
+
+    A collective: all ranks of `process_set` call it, with the same parameters.
+
+    Args:
+        optimizer: a torch optimizer that no other DistributedOptimizer wraps. Its state is kept. Use the returned one
+            from then on.
+        named_parameters: `model.named_parameters()`, for error messages and agreement between ranks.
+        compression: `Compression.signsgd()` or `Compression.signum()`. Default: what `SignSGD` or `Signum` say
+            themselves; around any other optimizer, signsgd. There is no way not to vote.
+        backward_passes_per_step: backward passes whose gradients are summed before a vote.
+        process_set: Horovod's, of the ranks that vote.
+        abstain: zeros, NaN and ties are 0 (True), or +1, which saves a third of the traffic at even rank counts (False).
+        transport: "exchange", "counts", or "auto", which is the exchange. See `horovod_sign.majority_vote`.
+        bucket_cap_mb: megabytes (10^6 bytes) of gradients in one vote; several votes overlap with backward.
+
+    Returns:
+        An optimizer of a subclass of the class of `optimizer`, with Horovod's `synchronize()` and `skip_synchronize()`.
+        `bytes_sent` is what this rank sent to others in the last step. After a step the gradients of the parameters are
+        the votes, except around SignSGD and Signum, which step straight from the bits.
+
+    Raises:
+        TypeError: an argument of Horovod's that a vote cannot have (op, groups, ...); parameters that have no kernel.
+        ValueError: Horovod not initialised; an optimizer that is already wrapped; ranks that differ; bad options.
+    """
+    _check_arguments(optimizer, backward_passes_per_step, process_set, transport, bucket_cap_mb, unsupported)
+    own = type(optimizer).rule if isinstance(optimizer, SignOptimizer) else None
+    chosen = choose_rule(
+        optimizer.rule(optimizer.param_groups[0]) if own else None,
+        compression.rule if compression is not None else None,
+        type(optimizer).__name__,
+    )
+    names = _named(optimizer, named_parameters)
+    name = f"horovod_sign.torch.{next(_numbers)}"
+    for p, label in names.items():
+        check_votable(f"parameter {label}", p)
+        if not is_dense(p):
+            raise TypeError(
+                f"parameter {label} has holes or overlaps in memory (strides {p.stride()}): make it contiguous"
+            )
+    options = (
+        f"abstain={abstain}, transport={transport}, {backward_passes_per_step} passes, bucket_cap_mb={bucket_cap_mb}"
+    )
+    check_same_parameters(names, f"{type(optimizer).__name__}, {chosen}, {options}", process_set, name)
+
+    body = _SignStep if own else _VotesAsGradients
+    methods = {k: v for part in (body, _Distributed) for k, v in vars(part).items() if k not in _OWN_TO_A_CLASS}
+    cls = type(type(optimizer).__name__, (type(optimizer),), methods)
+    wrapped = cls.__new__(cls)
+    wrapped.__dict__.update(optimizer.__dict__)
+    wrapped.__dict__.pop("step", None)  # a learning-rate scheduler's, bound to the optimizer that is wrapped
+    wrapped._base = type(optimizer)
+    wrapped._sign_states = wrapped.state if own else defaultdict(dict)
+    rule_of = wrapped.rule if own else lambda group: chosen
+    _make_momenta(wrapped, names, rule_of, own is not None)
+    buckets = make_buckets(wrapped.param_groups, int(bucket_cap_mb * 1e6), rule_of, wrapped._sign_states)
+    wrapped._pipeline = Pipeline(
+        buckets, HorovodCollectives(process_set), transport, abstain, backward_passes_per_step, name
+    )
+    wrapped._synchronized, wrapped._should_synchronize = False, True
+    return wrapped
+
+
+class _Distributed:
+    """The methods of a wrapped optimizer, whichever it is."""
+
+    # Horovod's broadcast_optimizer_state tells its own wrappers, whose step() is a collective, by their module, and
+    # then makes missing state by the step() of the class below. Ours wants the same treatment.
+    __module__ = hvd.DistributedOptimizer.__module__
+
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes that this rank sent to others in the last step."""
+        return self._pipeline.bytes_sent
+
+    def step(self, closure=None):
+        """Votes, if `synchronize` has not, and takes a step; returns the loss of `closure`, if there is one."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if self._should_synchronize and self._synchronized:
+            warnings.warn(_SYNCHRONIZED_TWICE, stacklevel=2)
+            self._synchronized = False
+        self._step_by_vote()
+        self._synchronized = False
+        return loss
+
+    def synchronize(self):
+        """Makes the votes the gradients of the parameters. Between it and `step`, in `skip_synchronize`, change them."""
+        with torch.no_grad():
+            for bucket, decided in self._pipeline.decisions():
+                bucket.write_votes(decided)
+        self._synchronized = True
+
+    @contextmanager
+    def skip_synchronize(self):
+        """`step` inside takes the gradients as they are, after `synchronize`."""
+        if not self._synchronized:
+            raise AssertionError("optimizer.skip_synchronize() needs optimizer.synchronize() before it, as in Horovod")
+        self._should_synchronize = False
+        try:
+            yield
+        finally:
+            self._should_synchronize = True
+
+    def zero_grad(self, set_to_none: bool = True):
+        """As torch's; not while the gradients are being voted on."""
+        if self._pipeline.started:
+            raise AssertionError(_RACE)
+        self._base.zero_grad(self, set_to_none)
+
+    def set_backward_passes_per_step(self, passes: int):
+        """Changes how many backward passes make a step, between steps."""
+        self._pipeline.passes = passes
+        self._pipeline.reset()
+
+
+class _VotesAsGradients:
+    """The votes are the gradients of an optimizer that knows nothing of them."""
+
+    def _step_by_vote(self):
+        if not self._synchronized:
+            self.synchronize()
+        self._base.step(self)
+
+    def state_dict(self) -> dict:
+        """The optimizer's, and under "horovod_sign" the momentum that this rank votes by, if there is one."""
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        votes_by = {i: dict(self._sign_states[p]) for i, p in enumerate(parameters) if p in self._sign_states}
+        return {**self._base.state_dict(self), "horovod_sign": votes_by}
+
+    def load_state_dict(self, state_dict: dict):
+        """Loads what `state_dict` gave, or the state of the optimizer alone, and then momenta start at zero."""
+        self._base.load_state_dict(self, {k: v for k, v in state_dict.items() if k != "horovod_sign"})
+        votes_by = state_dict.get("horovod_sign", {})
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        for i, p in enumerate(parameters):
+            if p in self._sign_states:
+                saved = votes_by.get(i, {})
+                state = self._sign_states[p]
+                buffer = momentum_buffer(p, state).zero_()
+                if "momentum_buffer" in saved:
+                    buffer.copy_(saved["momentum_buffer"])
+                state["step"] = saved.get("step", 0)
+
+
+class _SignStep:
+    """SignSGD and Signum step straight from the bits of the vote."""
+
+    def _step_by_vote(self):
+        self._base.step(self)
+
+    @torch.no_grad()
+    def _update(self):
+        if self._synchronized:  # the gradients are votes, perhaps changed since
+            for group in self.param_groups:
+                for p in group["params"]:
+                    if p.grad is not None:
+                        take_step(p, p.grad, group)
+            return
+        for bucket, decided in self._pipeline.decisions():
+            bucket.take_step(decided)
+
+
+def _check_arguments(optimizer, passes, process_set, transport, bucket_cap_mb, unsupported):
+    if unsupported:
+        raise TypeError(
+            f"hvs.DistributedOptimizer has no {', '.join(unsupported)}: a vote is neither a sum nor an average and makes "
+            "its own groups; leave them out"
+        )
+    if not hvd.is_initialized():
+        raise ValueError("Horovod is not initialised: call hvd.init() before hvs.DistributedOptimizer")
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    if hasattr(optimizer, "_base") and hasattr(optimizer, "_pipeline"):
+        raise ValueError("the optimizer is already wrapped by hvs.DistributedOptimizer: wrap it once")
+    if hasattr(optimizer, "_allreduce_grad_async"):
+        raise ValueError(
+            "the optimizer is already wrapped by Horovod's own DistributedOptimizer, which averages gradients: give "
+            "hvs.DistributedOptimizer the plain optimizer instead"
+        )
+    if process_set.process_set_id is None:
+        raise ValueError(
+            "the process set is not registered: call hvd.add_process_set, or give hvd.init() process_sets="
+        )
+    if process_set.included() is False:
+        raise ValueError(f"rank {hvd.rank()} is not in the process set {process_set.ranks}: leave it out of the vote")
+    if transport not in TRANSPORTS:
+        raise ValueError(f"transport must be one of {', '.join(map(repr, TRANSPORTS))}, got {transport!r}")
+    if not isinstance(passes, int) or passes < 1:
+        raise ValueError(f"backward_passes_per_step must be an integer of at least 1, got {passes!r}")
+    if not bucket_cap_mb > 0:
+        raise ValueError(f"bucket_cap_mb must be more than 0, got {bucket_cap_mb!r}")
+
+
+def _named(optimizer, named_parameters) -> dict[torch.Tensor, str]:
+    """The trainable parameters in the optimizer's order, and their names."""
+    trainable = [
+        (f"{i}.{j}", p)
+        for i, group in enumerate(optimizer.param_groups)
+        for j, p in enumerate(group["params"])
+        if p.requires_grad
+    ]
+    if named_parameters is None:
+        return {p: f"number {place}" for place, p in trainable}
+    named = list(named_parameters)
+    if not all(isinstance(pair, tuple) and len(pair) == 2 for pair in named):
+        raise ValueError("named_parameters must be pairs of name and parameter, as model.named_parameters() gives")
+    names = [name for name, _ in named]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"names in named_parameters must be unique, but these are not: {', '.join(twice)}")
+    name_of = {p: name for name, p in named}
+    unnamed = [place for place, p in trainable if p not in name_of]
+    if unnamed:
+        raise ValueError(
+            f"named_parameters was given but lacks parameters of the optimizer (group.number): {', '.join(unnamed)}"
+        )
+    return {p: name_of[p] for _, p in trainable}
+
+
+def _make_momenta(optimizer, names, rule_of, native: bool):
+    """Makes the state of all parameters now, so that every rank has the same to broadcast or to save."""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if p in names and rule_of(group).has_momentum:
+                momentum_buffer(p, optimizer._sign_states[p])
+            elif p in names and native:
+                optimizer.state[p]  # an empty state is state: see `_Distributed.__module__`

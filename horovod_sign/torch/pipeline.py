@@ -1,0 +1,92 @@
+"""Votes on their way while backward still runs: buckets fill as gradients arrive, and each full bucket's vote starts.
+
+Horovod's engine carries the votes of several buckets at once, in the order in which all ranks are ready, so ranks may
+start them in different orders.
+"""
+
+from collections.abc import Iterator
+
+import torch
+
+from horovod_sign.torch.buckets import Bucket
+from horovod_sign.voting.collectives import Collectives, Vote
+from horovod_sign.voting.messages import Planes
+from horovod_sign.voting.protocols import PROTOCOLS
+
+
+class Pipeline:
+    """The votes of one optimizer.
+
+    Args:
+        buckets: what is voted on together; the same on all ranks.
+        collectives: what carries the votes.
+        transport: "auto", "exchange" or "counts".
+        abstain: whether zeros, NaN and ties are 0 or +1.
+        passes: backward passes per step.
+        name: unique among optimizers, the same on all ranks.
+    """
+
+    def __init__(
+        self, buckets: list[Bucket], collectives: Collectives, transport: str, abstain: bool, passes: int, name: str
+    ):
+        self.bytes_sent = 0
+        self.passes = passes
+        self._buckets, self._collectives, self._name = buckets, collectives, name
+        self._protocol = PROTOCOLS["exchange" if transport == "auto" else transport]
+        self._abstain = abstain
+        self._bucket_of = {p: bucket for bucket in buckets for p in bucket.parameters}
+        self._passes_left: dict[torch.Tensor, int] = {}
+        self._waiting: dict[Bucket, int] = {}
+        self._votes: dict[Bucket, Vote] = {}
+        self.reset()
+        for p in self._bucket_of:
+            p.register_post_accumulate_grad_hook(self._gradient_ready)
+
+    @property
+    def started(self) -> bool:
+        """Whether a vote is on its way."""
+        return bool(self._votes)
+
+    def reset(self):
+        """Expects the gradients of a new step. Only when no vote is on its way."""
+        self._passes_left = dict.fromkeys(self._bucket_of, self.passes)
+        self._waiting = {bucket: len(bucket.parameters) for bucket in self._buckets}
+
+    def decisions(self) -> Iterator[tuple[Bucket, Planes]]:
+        """Ends the step: starts the votes that wait for gradients that do not come, and yields each as it is decided.
+
+        A parameter without a gradient abstains.
+        """
+        self.bytes_sent = 0
+        for bucket in self._buckets:
+            if bucket not in self._votes:
+                self._start(bucket)
+        # Phase by phase, not vote by vote: the second phase of one vote runs beside the first of the next.
+        for bucket in self._buckets:
+            self._votes[bucket].advance()
+        for bucket in self._buckets:
+            vote = self._votes.pop(bucket)
+            decided = vote.wait()
+            self.bytes_sent += vote.bytes_sent
+            yield bucket, decided
+        self.reset()
+
+    def _gradient_ready(self, p: torch.Tensor):
+        left = self._passes_left[p] = self._passes_left[p] - 1
+        if left < 0:
+            raise AssertionError(
+                f"gradients were computed more than backward_passes_per_step={self.passes} times before step(): call "
+                "step() after that many backward passes, or raise backward_passes_per_step"
+            )
+        if left == 0:
+            bucket = self._bucket_of[p]
+            self._waiting[bucket] -= 1
+            if self._waiting[bucket] == 0:
+                self._start(bucket)
+            for vote in self._votes.values():
+                vote.poll()
+
+    def _start(self, bucket: Bucket):
+        ballot = bucket.pack(self._abstain)
+        protocol = self._protocol(ballot, self._collectives.rank, self._collectives.size, not self._abstain)
+        self._votes[bucket] = Vote(protocol, self._collectives, f"{self._name}.{bucket.name}")

@@ -1,0 +1,38 @@
+"""Tensors to bit planes and back, by the native kernels: the only module here that hands memory to them."""
+
+import numpy as np
+import torch
+
+from horovod_sign.algebra import native
+from horovod_sign.voting.messages import Planes
+
+DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float64: "float64"}
+
+
+def check_votable(name: str, tensor: torch.Tensor):
+    """Raises TypeError unless the kernels can vote on `tensor`."""
+    if tensor.dtype not in DTYPES:
+        accepted = ", ".join(DTYPES.values())
+        raise TypeError(f"{name} is of dtype {str(tensor.dtype).removeprefix('torch.')}: votes are on {accepted}")
+    if tensor.device.type != "cpu":
+        raise TypeError(f"{name} is on {tensor.device}: this version of horovod_sign votes on CPU tensors only")
+
+
+def pack(tensor: torch.Tensor, abstain: bool) -> Planes:
+    """The ballot of one tensor, its coordinates in C order."""
+    check_votable("the tensor", tensor)
+    tensor = tensor.detach().contiguous()
+    segments = native.Segments([(tensor.data_ptr(), tensor.numel())])
+    sign = np.empty(segments.plane_bytes, np.uint8)
+    nonzero = np.empty_like(sign) if abstain else None
+    mode = native.ABSTAIN if abstain else native.ONEBIT
+    zeros, nans = native.kernels().pack(DTYPES[tensor.dtype], mode, segments, sign, nonzero)
+    return Planes(sign, nonzero if zeros or nans else None)
+
+
+def unpack(decided: Planes, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+    """The vote on one tensor: -1, 0 or +1."""
+    votes = torch.empty(shape, dtype=dtype)
+    segments = native.Segments([(votes.data_ptr(), votes.numel())])
+    native.kernels().unpack(DTYPES[dtype], segments, decided.sign, decided.nonzero)
+    return votes

@@ -1,0 +1,81 @@
+"""Builds the kernels in csrc/ as horovod_sign/algebra/_kernels.<abi>.so; all else is in pyproject.toml.
+
+The library has no Python in it: horovod_sign/algebra/native.py loads it with ctypes. Each instruction set's file is
+compiled for that set, and the library picks one when it is loaded, so one build runs on every processor of its family.
+"""
+
+import glob
+import platform
+import shutil
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
+
+# No -ffast-math and no -march=native: results must be the same bits on every machine. -ffp-contract=off keeps the
+# compiler from fusing a multiplication with an addition, which would skip a rounding.
+COMMON = [
+    "-O3",
+    "-std=c++17",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-exceptions",
+    "-fno-rtti",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wextra",
+    "-Wno-psabi",
+    "-Wno-maybe-uninitialized",
+    "-g0",
+]
+X86 = {
+    "isa_avx2.cpp": ["-mavx2", "-mf16c", "-mpopcnt"],
+    "isa_avx512.cpp": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mf16c", "-mpopcnt"],
+}
+
+
+def flags(source):
+    """The compiler's flags for one source file."""
+    on_x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return COMMON + (X86.get(source.rpartition("/")[2], []) if on_x86 else [])
+
+
+class BuildKernels(build_ext):
+    """build_ext, with flags of their own for the files that need them."""
+
+    def build_extension(self, ext):
+        """Compiles and links the library, or stops with one sentence saying what is missing."""
+        found = self.compiler.compiler_type == "unix" and shutil.which(self.compiler.compiler_cxx[0])
+        if not found:
+            raise CompileError(
+                "horovod_sign needs a C++17 compiler (GCC or Clang) to build its kernels, and none was found: install "
+                "one (for example `apt-get install g++`) or name it in the environment variable CXX."
+            )
+        objects = []
+        for source in ext.sources:
+            objects += self.compiler.compile(
+                [source],
+                output_dir=self.build_temp,
+                extra_postargs=flags(source),
+                depends=ext.depends,
+            )
+        self.compiler.link_shared_object(
+            objects, self.get_ext_fullpath(ext.name), target_lang="c++", build_temp=self.build_temp
+        )
+
+    def get_export_symbols(self, ext):
+        """The library exports no Python module's init function."""
+        return []
+
+
+setup(
+    ext_modules=[
+        Extension(
+            "horovod_sign.algebra._kernels",
+            sources=sorted(glob.glob("csrc/*.cpp")),
+            depends=sorted(glob.glob("csrc/*.h")),
+            language="c++",
+        )
+    ],
+    cmdclass={"build_ext": BuildKernels},
+)
