@@ -9,6 +9,7 @@
 
 #define HS_INLINE inline __attribute__((always_inline))
 #define HS_LIKELY(condition) __builtin_expect(!!(condition), 1)
+#define HS_LAMBDA __attribute__((always_inline))
 
 // Loops over the vectors of a block must be unrolled whole, or the block's vectors live in memory.
 #if defined(__clang__)

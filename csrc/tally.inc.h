@@ -5,21 +5,33 @@
 // where T = M. Counters therefore start at 2^top - 1 - M instead of 0: then bit `top` is the answer, and all the lower
 // bits are ones exactly at a tie. Where no ballot has a nonzero plane, T = N and the threshold is M / 2.
 
-constexpr int kGroup = 8;           // Ballots added together.
-constexpr int kTallyBytes = 1024;   // Bytes of every ballot handled together: the counters stay in the L1 cache.
+//
+// Ballots are copied, a block of each at a time, to a table. Read in step from where they lie, they would evict each
+// other: planes of large tensors start at the same place in their pages, so that all ballots' lines compete for the
+// same few places of the L1 cache. While a block is copied the one to be copied next is asked for.
+
+#ifndef HS_TB
+#define HS_TB 512
+#endif
+#ifndef TLOC
+#define TLOC 2
+#endif
+constexpr int kMaxGroup = 16;        // Ballots added together, at most.
+constexpr int kTallyBytes = HS_TB;  // Bytes of every ballot handled together.
 constexpr int kTallyVectors = kTallyBytes / kBytes;
 constexpr int kMaxTop = 31;
 
+// The lowest `top` that leaves room for groups of kGroup planes added at level 0 and, when there are planes, at level 1.
+template <bool kPlanes, int kGroup>
+constexpr int kLowestTop = (kGroup == 8 ? 3 : 4) + (kPlanes ? 1 : 0);
+
 struct Threshold {
   int top;
-  bool planes, ties;
+  bool ties;  // Whether there can be any.
   uint64_t bias;
 
-  // The smallest counter in which eight planes can be added at level 0 (and at level 1, when there are planes) has
-  // three bits below `top` (or four).
-  Threshold(int64_t m, bool with_planes) : top(with_planes ? 4 : 3), planes(with_planes) {
+  Threshold(int64_t m, bool planes, int lowest_top) : top(lowest_top), ties(planes || m % 2 == 0) {
     const int64_t threshold = planes ? m : m / 2;
-    ties = planes || m % 2 == 0;
     while ((int64_t{1} << top) <= threshold) ++top;
     bias = (uint64_t{1} << top) - 1 - threshold;
   }
@@ -33,76 +45,170 @@ HS_INLINE void full_add(U64& high, U64& low, U64 a, U64 b, U64 c) {
   low = u ^ c;
 }
 
-// counter += 2^level * (the sum of eight planes); the counter has bits 0 to top.
-template <int kLevel>
-HS_INLINE void add_eight(U64* counter, int top, const U64 (&in)[kGroup]) {
-  U64 one = counter[kLevel], two = counter[kLevel + 1], four = counter[kLevel + 2];
+// Adds the planes in(first) to in(first + 7) to the three bits at c, and returns the plane that carries to the fourth.
+template <class In>
+HS_INLINE U64 add_eight(U64* c, int first, const In& in) {
   U64 two_a, two_b, four_a, four_b, carry;
-  full_add(two_a, one, one, in[0], in[1]);
-  full_add(two_b, one, one, in[2], in[3]);
-  full_add(four_a, two, two, two_a, two_b);
-  full_add(two_a, one, one, in[4], in[5]);
-  full_add(two_b, one, one, in[6], in[7]);
-  full_add(four_b, two, two, two_a, two_b);
-  full_add(carry, four, four, four_a, four_b);
-  counter[kLevel] = one;
-  counter[kLevel + 1] = two;
-  counter[kLevel + 2] = four;
-  for (int i = kLevel + 3; i <= top; ++i) {
+  full_add(two_a, c[0], c[0], in(first), in(first + 1));
+  full_add(two_b, c[0], c[0], in(first + 2), in(first + 3));
+  full_add(four_a, c[1], c[1], two_a, two_b);
+  full_add(two_a, c[0], c[0], in(first + 4), in(first + 5));
+  full_add(two_b, c[0], c[0], in(first + 6), in(first + 7));
+  full_add(four_b, c[1], c[1], two_a, two_b);
+  full_add(carry, c[2], c[2], four_a, four_b);
+  return carry;
+}
+
+// Adds kGroup planes to the counter's bits from kLevel to `top`.
+template <int kLevel, int kGroup, class In>
+HS_INLINE void add_planes(U64* counter, int top, const In& in) {
+  U64 carry = add_eight(counter + kLevel, 0, in);
+  if (kGroup == 16) full_add(carry, counter[kLevel + 3], counter[kLevel + 3], carry, add_eight(counter + kLevel, 8, in));
+  for (int i = kLevel + (kGroup == 16 ? 4 : 3); i <= top; ++i) {
     const U64 next = counter[i] & carry;
     counter[i] ^= carry;
     carry = next;
   }
 }
 
-// Where eight ballots' planes are to be read from; `planes` says whether any of the eight has a nonzero plane.
-struct Group {
-  const uint8_t* sign[kGroup];
-  const uint8_t* nonzero[kGroup];
-  bool planes;
+// A place in the ballots: from number `first` on, from byte `pos` on.
+struct Place {
+  int64_t first, pos;
 };
 
-struct Filled {
-  alignas(64) uint8_t bytes[kTallyBytes];
-  constexpr explicit Filled(uint8_t value) : bytes() {
-    for (int i = 0; i < kTallyBytes; ++i) bytes[i] = value;
-  }
+struct Ballots {
+  int64_t m;
+  const uint8_t* const* sign;
+  const uint8_t* const* nonzero;
 };
 
-constexpr Filled kNoMinus(0x00);
-constexpr Filled kAllVote(0xff);
-
-// The group of ballots from number `first`, from byte `pos` on. Missing ballots get planes that add nothing.
-HS_INLINE Group group_at(int64_t m, const uint8_t* const* sign, const uint8_t* const* nonzero, int64_t first,
-                         int64_t pos) {
-  Group group;
-  group.planes = false;
-  for (int j = 0; j < kGroup; ++j) {
-    const bool exists = first + j < m;
-    const uint8_t* votes = exists ? nonzero[first + j] : nullptr;
-    group.sign[j] = exists ? sign[first + j] + pos : kNoMinus.bytes;
-    group.nonzero[j] = votes ? votes + pos : kAllVote.bytes;
-    group.planes |= votes != nullptr;
-  }
-  return group;
+HS_INLINE U64 load_part(const uint8_t* p, int bytes) {
+  U64 v = {};
+  memcpy(&v, p, bytes);
+  return v;
 }
 
-// Adds vector `offset` bytes into the group. kPlanes: the counter counts 2 N + Z, otherwise N.
-template <bool kPlanes>
-HS_INLINE void add_group(U64* counter, int top, const Group& group, bool group_planes, int offset) {
-  U64 minus[kGroup], idle[kGroup];
-  HS_UNROLL
-  for (int j = 0; j < kGroup; ++j) minus[j] = load<U64>(group.sign[j] + offset);
-  if (kPlanes && group_planes) {
-    HS_UNROLL
+// A block of each of a group's ballots, as planes to be added: who says minus, and who abstains.
+template <bool kPlanes, int kGroup>
+struct Table {
+  alignas(64) U64 minus[kGroup][kTallyVectors];
+  alignas(64) U64 idle[kPlanes ? kGroup : 1][kTallyVectors];
+  bool any_idle;  // Whether `idle` has to be added.
+
+  // Reads `bytes` bytes of the ballots at a place, and asks for those at `next`. What is missing to fill the group or
+  // the last vector becomes zeros, which add nothing.
+  HS_INLINE void read(const Ballots& ballots, Place at, Place next, int bytes) {
+    any_idle = false;
+    for (int j = 0; kPlanes && j < kGroup; ++j) any_idle |= at.first + j < ballots.m && ballots.nonzero[at.first + j];
     for (int j = 0; j < kGroup; ++j) {
-      const U64 votes = load<U64>(group.nonzero[j] + offset);
-      minus[j] &= votes;
-      idle[j] = ~votes;
+      if (next.first + j < ballots.m) ask(ballots, next, j);
+      if (at.first + j >= ballots.m)
+        clear(j);
+      else if (kPlanes && ballots.nonzero[at.first + j])
+        read_both(j, ballots.sign[at.first + j] + at.pos, ballots.nonzero[at.first + j] + at.pos, bytes);
+      else
+        read_sign(j, ballots.sign[at.first + j] + at.pos, bytes);
     }
-    add_eight<0>(counter, top, idle);
   }
-  add_eight<kPlanes ? 1 : 0>(counter, top, minus);
+
+ private:
+  static HS_INLINE void ask(const Ballots& ballots, Place next, int j) {
+    HS_UNROLL
+    for (int i = 0; i < kTallyBytes; i += 64) __builtin_prefetch(ballots.sign[next.first + j] + next.pos + i, 0, TLOC);
+    if (!kPlanes || !ballots.nonzero[next.first + j]) return;
+    HS_UNROLL
+    for (int i = 0; i < kTallyBytes; i += 64)
+      __builtin_prefetch(ballots.nonzero[next.first + j] + next.pos + i, 0, TLOC);
+  }
+
+  HS_INLINE void clear(int j) {
+    memset(minus[j], 0, kTallyBytes);
+    if (kPlanes && any_idle) memset(idle[j], 0, kTallyBytes);
+  }
+
+  HS_INLINE void read_sign(int j, const uint8_t* sign, int bytes) {
+    const int whole = bytes / kBytes, rest = bytes % kBytes;
+    for (int v = 0; v < whole; ++v) minus[j][v] = load<U64>(sign + v * kBytes);
+    if (rest) minus[j][whole] = load_part(sign + whole * kBytes, rest);
+    if (kPlanes && any_idle) memset(idle[j], 0, kTallyBytes);
+  }
+
+  HS_INLINE void read_both(int j, const uint8_t* sign, const uint8_t* nonzero, int bytes) {
+    const int whole = bytes / kBytes, rest = bytes % kBytes;
+    for (int v = 0; v < whole; ++v) {
+      const U64 votes = load<U64>(nonzero + v * kBytes);
+      minus[j][v] = load<U64>(sign + v * kBytes) & votes;
+      idle[j][v] = ~votes;
+    }
+    if (rest) {
+      const U64 votes = load_part(nonzero + whole * kBytes, rest), valid = ~load_ones(rest);
+      minus[j][whole] = load_part(sign + whole * kBytes, rest) & votes;
+      idle[j][whole] = ~(votes | valid);
+    }
+  }
+
+  // Ones in the first `bytes` bytes.
+  static HS_INLINE U64 load_ones(int bytes) {
+    U64 v = {};
+    memset(&v, 0xff, bytes);
+    return v;
+  }
+};
+
+// Adds vector v of a group. kPlanes: the counter counts 2 N + Z, otherwise N.
+template <bool kPlanes, int kGroup>
+HS_INLINE void add_group(U64* counter, int top, const Table<kPlanes, kGroup>& table, bool any_idle, int v) {
+  if (kPlanes && any_idle) add_planes<0, kGroup>(counter, top, [&](int j) HS_LAMBDA { return table.idle[j][v]; });
+  add_planes<kPlanes ? 1 : 0, kGroup>(counter, top, [&](int j) HS_LAMBDA { return table.minus[j][v]; });
+}
+
+// A block's results: the sign plane and the plane of ties.
+struct Results {
+  alignas(64) U64 minus[kTallyVectors];
+  alignas(64) U64 tie[kTallyVectors];
+
+  HS_INLINE void set(int v, const U64* counter, int top) {
+    minus[v] = counter[top];
+    U64 all = ~counter[top];
+    for (int i = 0; i < top; ++i) all &= counter[i];
+    tie[v] = all;
+  }
+};
+
+// Up to kGroup ballots: the counters never leave the registers.
+template <bool kPlanes, int kGroup>
+void tally_few(const Threshold& threshold, const Ballots& ballots, int64_t pos, int bytes, Results& results) {
+  constexpr int kTop = kLowestTop<kPlanes, kGroup>;
+  Table<kPlanes, kGroup> table;
+  table.read(ballots, {0, pos}, {0, pos + kTallyBytes}, bytes);
+  U64 start[kTop + 1];
+  for (int i = 0; i <= kTop; ++i) start[i] = threshold.start(i);
+  for (int v = 0; v * kBytes < bytes; ++v) {
+    U64 counter[kTop + 1];
+    HS_UNROLL
+    for (int i = 0; i <= kTop; ++i) counter[i] = start[i];
+    add_group<kPlanes, kGroup>(counter, kTop, table, true, v);
+    results.set(v, counter, kTop);
+  }
+}
+
+// Any number of ballots, a group at a time over the whole block, the counters being in memory.
+template <bool kPlanes>
+void tally_many(const Threshold& threshold, const Ballots& ballots, int64_t pos, int bytes, Results& results) {
+  Table<kPlanes, kMaxGroup> table;
+  U64 counters[kTallyVectors * (kMaxTop + 1)];
+  const int top = threshold.top, levels = top + 1;
+  for (int v = 0; v < kTallyVectors; ++v)
+    for (int i = 0; i < levels; ++i) counters[v * levels + i] = threshold.start(i);
+  for (int64_t first = 0; first < ballots.m; first += kMaxGroup) {
+    const bool last = first + kMaxGroup >= ballots.m;
+    table.read(ballots, {first, pos}, last ? Place{0, pos + kTallyBytes} : Place{first + kMaxGroup, pos}, bytes);
+    if (table.any_idle)
+      for (int v = 0; v * kBytes < bytes; ++v) add_group<kPlanes>(counters + v * levels, top, table, true, v);
+    else
+      for (int v = 0; v * kBytes < bytes; ++v) add_group<kPlanes>(counters + v * levels, top, table, false, v);
+  }
+  for (int v = 0; v * kBytes < bytes; ++v) results.set(v, counters + v * levels, top);
 }
 
 struct Output {
@@ -110,112 +216,49 @@ struct Output {
   uint8_t* nonzero;
   int64_t ties;
 
-  HS_INLINE void put(const Threshold& threshold, const U64* counter, int top, int64_t pos) {
-    store(sign + pos, counter[top]);
+  // Copies the first `bytes` bytes of the results to byte `pos` of the outputs, and counts ties in them.
+  void put(const Threshold& threshold, Results& results, int64_t pos, int bytes) {
+    memcpy(sign + pos, results.minus, bytes);
+    uint8_t* tie = reinterpret_cast<uint8_t*>(results.tie);
     if (!threshold.ties) {
-      if (nonzero) store(nonzero + pos, ~U64{});
+      if (nonzero) memset(nonzero + pos, 0xff, bytes);
       return;
     }
-    U64 tie = ~counter[top];
-    for (int i = 0; i < top; ++i) tie &= counter[i];
-    if (nonzero) store(nonzero + pos, ~tie);
-    HS_UNROLL
-    for (int lane = 0; lane < kBytes / 8; ++lane) ties += __builtin_popcountll(tie[lane]);
+    memset(tie + bytes, 0, -bytes & 7);  // Up to the next word: bytes that are not there have no ties.
+    const int words = (bytes + 7) / 8;
+    int64_t count = 0;
+    for (int w = 0; w < words; ++w) count += __builtin_popcountll(load<uint64_t>(tie + 8 * w));
+    ties += count;
+    if (!nonzero) return;
+    for (int v = 0; v * kBytes < bytes; ++v) results.tie[v] = ~results.tie[v];
+    memcpy(nonzero + pos, tie, bytes);
   }
 };
 
-// Up to eight ballots: the counters never leave the registers. kTop is the threshold's top, a constant here.
-template <bool kPlanes, int kTop>
-HS_INLINE void tally_few(const Threshold& threshold, const Group& group, int vectors, Output& out, int64_t pos) {
-  for (int v = 0; v < vectors; ++v) {
-    U64 counter[kTop + 1];
-    HS_UNROLL
-    for (int i = 0; i <= kTop; ++i) counter[i] = threshold.start(i);
-    add_group<kPlanes>(counter, kTop, group, true, v * kBytes);
-    out.put(threshold, counter, kTop, pos + v * kBytes);
-  }
-}
-
 template <bool kPlanes>
-HS_INLINE void tally_many(const Threshold& threshold, int64_t m, const uint8_t* const* sign,
-                          const uint8_t* const* nonzero, int64_t from, int vectors, Output& out, int64_t pos) {
-  U64 counters[kTallyVectors * (kMaxTop + 1)];
-  const int levels = threshold.top + 1;
-  for (int v = 0; v < vectors; ++v)
-    for (int i = 0; i < levels; ++i) counters[v * levels + i] = threshold.start(i);
-  for (int64_t first = 0; first < m; first += kGroup) {
-    const Group group = group_at(m, sign, nonzero, first, from);
-    if (kPlanes && group.planes)
-      for (int v = 0; v < vectors; ++v)
-        add_group<kPlanes>(counters + v * levels, threshold.top, group, true, v * kBytes);
+int64_t tally_ballots(const Ballots& ballots, int64_t nbytes, uint8_t* out_sign, uint8_t* out_nonzero) {
+  const int lowest = ballots.m <= 8 ? kLowestTop<kPlanes, 8> : kLowestTop<kPlanes, kMaxGroup>;
+  const Threshold threshold(ballots.m, kPlanes, lowest);
+  Output out{out_sign, out_nonzero, 0};
+  Results results;
+  for (int64_t pos = 0; pos < nbytes; pos += kTallyBytes) {
+    const int bytes = nbytes - pos < kTallyBytes ? static_cast<int>(nbytes - pos) : kTallyBytes;
+    if (ballots.m <= 8)
+      tally_few<kPlanes, 8>(threshold, ballots, pos, bytes, results);
+    else if (ballots.m <= kMaxGroup)
+      tally_few<kPlanes, kMaxGroup>(threshold, ballots, pos, bytes, results);
     else
-      for (int v = 0; v < vectors; ++v)
-        add_group<kPlanes>(counters + v * levels, threshold.top, group, false, v * kBytes);
+      tally_many<kPlanes>(threshold, ballots, pos, bytes, results);
+    out.put(threshold, results, pos, bytes);
   }
-  for (int v = 0; v < vectors; ++v) out.put(threshold, counters + v * levels, threshold.top, pos + v * kBytes);
-}
-
-// Whole vectors of all ballots, from byte `from` of the inputs to byte `pos` of the outputs.
-HS_INLINE void tally_vectors(const Threshold& threshold, int64_t m, const uint8_t* const* sign,
-                             const uint8_t* const* nonzero, int64_t from, int vectors, Output& out, int64_t pos) {
-  if (m <= kGroup) {
-    const Group group = group_at(m, sign, nonzero, 0, from);
-    if (threshold.planes)
-      tally_few<true, 4>(threshold, group, vectors, out, pos);
-    else
-      tally_few<false, 3>(threshold, group, vectors, out, pos);
-  } else if (threshold.planes) {
-    tally_many<true>(threshold, m, sign, nonzero, from, vectors, out, pos);
-  } else {
-    tally_many<false>(threshold, m, sign, nonzero, from, vectors, out, pos);
-  }
-}
-
-// The last bytes, less than a vector: each ballot's are copied into a vector of their own, a group at a time.
-HS_INLINE void tally_rest(const Threshold& threshold, int64_t m, const uint8_t* const* sign,
-                          const uint8_t* const* nonzero, int64_t from, int rest, Output& out) {
-  U64 counter[kMaxTop + 1];
-  for (int i = 0; i <= threshold.top; ++i) counter[i] = threshold.start(i);
-  for (int64_t first = 0; first < m; first += kGroup) {
-    Group group = group_at(m, sign, nonzero, first, from);
-    alignas(64) uint8_t padded[2 * kGroup][kBytes] = {};
-    for (int j = 0; j < kGroup; ++j) {
-      memcpy(padded[j], group.sign[j], rest);
-      memcpy(padded[kGroup + j], group.nonzero[j], rest);
-      group.sign[j] = padded[j];
-      group.nonzero[j] = padded[kGroup + j];
-    }
-    if (threshold.planes)
-      add_group<true>(counter, threshold.top, group, true, 0);
-    else
-      add_group<false>(counter, threshold.top, group, false, 0);
-  }
-  // Bytes after the last count nothing: only `rest` bytes of the tie plane are looked at.
-  U64 tie = ~counter[threshold.top];
-  for (int i = 0; i < threshold.top; ++i) tie &= counter[i];
-  uint8_t bytes[kBytes];
-  store(bytes, counter[threshold.top]);
-  memcpy(out.sign + from, bytes, rest);
-  store(bytes, tie);
-  for (int i = 0; i < rest; ++i) {
-    const uint8_t tied = threshold.ties ? bytes[i] : 0;
-    if (out.nonzero) out.nonzero[from + i] = static_cast<uint8_t>(~tied);
-    out.ties += __builtin_popcount(tied);
-  }
+  return out.ties;
 }
 
 int64_t tally(int64_t m, const uint8_t* const* sign, const uint8_t* const* nonzero, int64_t nbytes, uint8_t* out_sign,
               uint8_t* out_nonzero) {
+  const Ballots ballots{m, sign, nonzero};
   bool planes = false;
   for (int64_t i = 0; i < m; ++i) planes |= nonzero[i] != nullptr;
-  const Threshold threshold(m, planes);
-  Output out{out_sign, out_nonzero, 0};
-  int64_t pos = 0;
-  for (; pos + kTallyBytes <= nbytes; pos += kTallyBytes)
-    tally_vectors(threshold, m, sign, nonzero, pos, kTallyVectors, out, pos);
-  const int vectors = static_cast<int>((nbytes - pos) / kBytes);
-  if (vectors) tally_vectors(threshold, m, sign, nonzero, pos, vectors, out, pos);
-  pos += vectors * kBytes;
-  if (pos < nbytes) tally_rest(threshold, m, sign, nonzero, pos, static_cast<int>(nbytes - pos), out);
-  return out.ties;
+  return planes ? tally_ballots<true>(ballots, nbytes, out_sign, out_nonzero)
+                : tally_ballots<false>(ballots, nbytes, out_sign, out_nonzero);
 }

@@ -1,0 +1,23 @@
+"""The TensorFlow adapter: `import horovod_sign.tensorflow as hvs` beside `import horovod.tensorflow as hvd`.
+
+-   tape = hvd.DistributedGradientTape(tape)
++   tape = hvs.DistributedGradientTape(tape, compression=hvs.Compression.signum())
+
+For Keras models see `horovod_sign.tensorflow.keras`.
+"""
+
+try:
+    import tensorflow  # noqa: F401
+
+    import horovod.tensorflow  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        f"horovod_sign.tensorflow needs TensorFlow and a Horovod built for it ({error}): pip install tensorflow, then "
+        "HOROVOD_WITH_TENSORFLOW=1 pip install --no-build-isolation horovod"
+    ) from error
+
+from horovod_sign.tensorflow.broadcast import broadcast_variables
+from horovod_sign.tensorflow.compression import Compression
+from horovod_sign.tensorflow.tape import DistributedGradientTape
+
+__all__ = ["Compression", "DistributedGradientTape", "broadcast_variables"]

@@ -4,7 +4,6 @@ The variables of an election go into a few buckets, one message per bucket and p
 however little it carries. A variable starts at a 64-bit word, so padding is inside the words (sign 0, nonzero 1).
 """
 
-import functools
 import itertools
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ from horovod_sign.algebra import counts_bits
 from horovod_sign.rules import Rule
 from horovod_sign.tensorflow import bits as bit
 from horovod_sign.tensorflow import messages
+from horovod_sign.tensorflow.ballots import momentum_packer, packer, unpacker
 from horovod_sign.tensorflow.collectives import carry_out
 from horovod_sign.voting.agreement import disagreement, encode_record
 from horovod_sign.voting.messages import Planes
@@ -81,6 +81,7 @@ class Election:
         require_horovod()
         return self._process_set.size() if self._process_set.included() else 1
 
+    @tf.autograph.experimental.do_not_convert
     def vote(self, gradients, variables: list[Coordinates], labels, momentum=None, abstaining=None) -> list:
         """The votes on a step's gradients.
 
@@ -99,11 +100,8 @@ class Election:
             TypeError: a gradient is not of a floating dtype.
             ValueError: the ranks do not vote on the same variables. On all ranks, in the first step.
         """
-        refuse_xla()
-        gradients = [_dense(g, v) for g, v in zip(gradients, variables, strict=True)]
-        if self._missing_everywhere is None:
-            self._missing_everywhere = self._agree(gradients, variables, labels)
-        absent = self._missing_everywhere
+        absent = self.prepare(gradients, variables, labels)
+        gradients = [self.dense(g, v) for g, v in zip(gradients, variables, strict=True)]
         votes = [None if none else tf.zeros(v.shape, v.dtype) for none, v in zip(absent, variables, strict=True)]
         for number, bucket in enumerate(_buckets(variables, absent)):
             pick = [_present(gradients[i], variables[i]) for i in bucket]
@@ -114,22 +112,38 @@ class Election:
                 votes[i] = vote
         return votes
 
+    def prepare(self, gradients, variables: list[Coordinates], labels) -> list[bool]:
+        """Before the first vote: all ranks agree on what is voted on. Which variables have no gradient on any rank."""
+        refuse_xla()
+        if self._missing_everywhere is None:
+            self._missing_everywhere = self._agree(gradients, variables, labels)
+        return self._missing_everywhere
+
+    @staticmethod
+    def dense(gradient, variable: Coordinates):
+        """A gradient as a dense tensor on which no tape records; repeated indices are summed; None stays None."""
+        if gradient is None:
+            return None
+        if isinstance(gradient, tf.IndexedSlices):
+            gradient = tf.math.unsorted_segment_sum(gradient.values, gradient.indices, variable.shape[0])
+        return tf.ensure_shape(tf.stop_gradient(tf.convert_to_tensor(gradient)), variable.shape)
+
     def _vote_bucket(self, gradients, slots, on_gradient, abstaining, number):
         ballot = self._pack(gradients, slots, on_gradient, abstaining)
         protocol = PROTOCOLS["exchange" if self._transport == "auto" else self._transport]
         running = protocol(ballot, self.rank, self.size, not self.abstain, messages)
         decided = carry_out(running, self._process_set, f"{self.name}.{number}")
         layout = tuple((tuple(g.shape), g.dtype) for g in gradients)
-        return _unpacker(layout, self.abstain)(decided.sign, decided.nonzero)
+        return unpacker(layout, self.abstain)(decided.sign, decided.nonzero)
 
     def _pack(self, gradients, slots, on_gradient, abstaining) -> Planes:
         hold = tf.constant(False) if abstaining is None else abstaining
         if slots is None:
-            sign, nonzero = _packer(self.abstain)(gradients)
+            sign, nonzero = packer(self.abstain)(gradients)
         else:
-            packer = _momentum_packer(self.rule, self.abstain)
             momenta = [slot.read_value() for slot in slots]
-            new, sign, nonzero = packer(gradients, momenta, tf.convert_to_tensor(on_gradient), hold, tf.constant(0, tf.uint32))
+            when = (tf.convert_to_tensor(on_gradient), hold, tf.constant(0, tf.uint32))
+            new, sign, nonzero = momentum_packer(self.rule, self.abstain)(gradients, momenta, *when)
             for slot, m in zip(slots, new, strict=True):
                 slot.assign(m)
         if abstaining is not None:
@@ -197,15 +211,6 @@ def refuse_xla():
         context = context.outer_context
 
 
-def _dense(gradient, variable: Coordinates):
-    """A gradient as a dense tensor on which no tape records; repeated indices are summed."""
-    if gradient is None:
-        return None
-    if isinstance(gradient, tf.IndexedSlices):
-        gradient = tf.math.unsorted_segment_sum(gradient.values, gradient.indices, variable.shape[0])
-    return tf.ensure_shape(tf.stop_gradient(tf.convert_to_tensor(gradient)), variable.shape)
-
-
 def _present(gradient, variable: Coordinates):
     return tf.zeros(variable.shape, variable.dtype) if gradient is None else gradient
 
@@ -222,65 +227,3 @@ def _buckets(variables, left_out) -> list[list[int]]:
         buckets[-1].append(i)
         room -= v.count
     return buckets
-
-
-@functools.cache
-def _packer(abstain):
-    """Compiled: (sign plane, nonzero plane or None) of a list of tensors."""
-
-    def pack(tensors):
-        return _planes([bit.signs(x, abstain) for x in tensors], abstain)
-
-    return bit.compiled(pack)
-
-
-@functools.cache
-def _momentum_packer(rule: Rule, abstain):
-    """Compiled: (new momenta, sign plane, nonzero plane or None) of gradients and momenta.
-
-    `hold`: scalar bool, momenta stay as they are. `nothing`: the integer 0, which the compiler must not know, so that
-    it cannot fuse a product and a sum into one rounding: the momentum equals NumPy's.
-    """
-
-    def pack(gradients, momenta, on_gradient, hold, nothing):
-        ballots, new = [], []
-        for gradient, m in zip(gradients, momenta, strict=True):
-            g = tf.cast(gradient, tf.float32)
-            finite = bit.is_finite(g)
-            state = _interpolate(rule.beta_state, m, g, nothing)
-            view = state if rule.beta_vote == rule.beta_state else _interpolate(rule.beta_vote, m, g, nothing)
-            on_view, on_g = bit.signs(tf.where(finite, view, g), abstain), bit.signs(gradient, abstain)
-            ballots.append([None if a is None else tf.where(on_gradient, b, a) for a, b in zip(on_view, on_g, strict=True)])
-            new.append(tf.where(finite & ~hold, state, m))
-        return new, *_planes(ballots, abstain)
-
-    return bit.compiled(pack)
-
-
-def _interpolate(beta, m, g, nothing):
-    """beta m + (1 - beta) g in float32, each product and the sum rounded by itself."""
-    return _rounded(m * np.float32(beta), nothing) + _rounded(g * np.float32(1.0 - beta), nothing)
-
-
-def _rounded(product, nothing):
-    return tf.bitcast(tf.bitwise.bitwise_xor(tf.bitcast(product, tf.uint32), nothing), tf.float32)
-
-
-def _planes(ballots, abstain):
-    sign = tf.concat([bit.to_plane(s, 0) for s, _ in ballots], axis=0)
-    return sign, tf.concat([bit.to_plane(z, 1) for _, z in ballots], axis=0) if abstain else None
-
-
-@functools.cache
-def _unpacker(layout, abstain):
-    """Compiled: the votes in planes, as a list of tensors of `layout`, ((shape, dtype), ...)."""
-
-    def unpack(sign, nonzero):
-        votes, at = [], 0
-        for shape, dtype in layout:
-            stop = at + (int(np.prod(shape, dtype=np.int64)) + 63) // 64 * 8
-            votes.append(bit.to_votes(sign[at:stop], nonzero[at:stop] if abstain else None, shape, dtype))
-            at = stop
-        return votes
-
-    return bit.compiled(unpack)

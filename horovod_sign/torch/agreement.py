@@ -20,8 +20,15 @@ def check_same_parameters(names: dict[torch.Tensor, str], options: str, process_
     records = hvd.allgather(record, name=f"{name}.agree", process_set=process_set)
     if disagreement(name, records.numpy().reshape(process_set.size(), -1)) is None:
         return
-    all_lines = hvd.allgather_object(lines, name=f"{name}.differ", process_set=process_set)
-    raise ValueError(_first_difference(all_lines))
+    raise ValueError(_first_difference(_allgather_lines(lines, process_set, name)))
+
+
+def _allgather_lines(lines: list[str], process_set, name: str) -> list[list[str]]:
+    # Horovod's allgather_object knows no process sets.
+    text = torch.frombuffer(bytearray("\n".join(lines).encode()), dtype=torch.uint8)
+    lengths = hvd.allgather(torch.tensor([len(text)]), name=f"{name}.lengths", process_set=process_set)
+    texts = hvd.allgather(text, name=f"{name}.lines", process_set=process_set).split(lengths.tolist())
+    return [bytes(each.numpy()).decode().split("\n") for each in texts]
 
 
 def _describe(p: torch.Tensor, label: str) -> str:

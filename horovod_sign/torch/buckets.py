@@ -4,8 +4,7 @@ A Horovod op costs a millisecond or more before it moves a byte, so many small p
 one dtype and one parameter group form a *part* of a bucket, which the kernels handle in one call.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -18,11 +17,23 @@ from horovod_sign.torch.planes import DTYPES
 from horovod_sign.voting.messages import Planes
 
 
+class Voter(Protocol):
+    """The optimizer that votes. Asked anew at each step, since loading a state replaces its groups and its state."""
+
+    param_groups: list[dict]
+
+    def vote_rule(self, group: dict) -> Rule:
+        """What the parameters of a group vote on."""
+
+    def vote_state(self, p: torch.Tensor) -> dict:
+        """Where the momentum that a parameter votes by is kept."""
+
+
 class Part(NamedTuple):
     """Parameters of one dtype and parameter group, and where their coordinates are in the planes of the bucket."""
 
     dtype: str
-    group: dict
+    group: int
     parameters: list[torch.Tensor]
     offsets: list[int]
 
@@ -40,20 +51,13 @@ class Bucket:
 
     Args:
         name: unique within the optimizer.
-        parameters: (parameter, its group), in the order of their coordinates.
-        rule_of: the rule of a group.
-        states: where the momentum of each parameter is kept.
+        parameters: (parameter, number of its group), in the order of their coordinates.
+        voter: the optimizer.
     """
 
-    def __init__(
-        self,
-        name: str,
-        parameters: list[tuple[torch.Tensor, dict]],
-        rule_of: Callable[[dict], Rule],
-        states: dict[torch.Tensor, dict],
-    ):
+    def __init__(self, name: str, parameters: list[tuple[torch.Tensor, int]], voter: Voter):
         self.name, self.parameters = name, [p for p, _ in parameters]
-        self._rule_of, self._states = rule_of, states
+        self._voter = voter
         whole = native.Segments([(0, p.numel()) for p in self.parameters])
         self.plane_bytes, self.coordinates = whole.plane_bytes, whole.coordinates
         self._parts = _parts(parameters, whole.offsets.tolist())
@@ -77,8 +81,8 @@ class Bucket:
     def take_step(self, decided: Planes):
         """x <- x - lr * (vote + weight_decay * x), straight from the bits, in one pass over the parameters."""
         for part in self._parts:
-            lr, decay = float(part.group["lr"]), float(part.group["weight_decay"])
-            segments = part.segments(part.parameters)
+            group = self._voter.param_groups[part.group]
+            segments, lr, decay = part.segments(part.parameters), float(group["lr"]), float(group["weight_decay"])
             native.kernels().apply(part.dtype, segments, decided.sign, decided.nonzero, lr, decay)
 
     def _pack_part(self, part: Part, abstain: bool) -> tuple[int, int]:
@@ -91,14 +95,14 @@ class Bucket:
         # Held until the kernel returns, since `like` may have made copies.
         gradients = [like(p, p.grad.to_dense() if p.grad.is_sparse else p.grad) for p in part.parameters]
         segments, mode = part.segments(gradients), native.ABSTAIN if abstain else native.ONEBIT
-        rule = self._rule_of(part.group)
+        rule = self._voter.vote_rule(self._voter.param_groups[part.group])
         planes = self._sign, self._nonzero if abstain else None
         if not rule.has_momentum:
             zeros, nans = native.kernels().pack(part.dtype, mode, segments, *planes)
         else:
-            states = [self._states[p] for p in part.parameters]
+            states = [self._voter.vote_state(p) for p in part.parameters]
             momenta = [momentum_buffer(p, s).data_ptr() for p, s in zip(part.parameters, states, strict=True)]
-            warm = any([warming_up(rule, s) for s in states])
+            warm = [warming_up(rule, s) for s in states][0]  # all count alike: they share a group
             zeros, nans = native.kernels().interpolate_pack(
                 part.dtype, mode, segments, momenta, rule.beta_vote, rule.beta_state, *planes, vote_gradient=warm
             )
@@ -119,23 +123,15 @@ class Bucket:
         return missing
 
 
-def make_buckets(
-    groups: list[dict],
-    capacity: int,
-    rule_of: Callable[[dict], Rule],
-    states: dict[torch.Tensor, dict],
-    first: int = 0,
-) -> list[Bucket]:
-    """Cuts the trainable parameters of parameter groups into buckets, last parameters first, as backward meets them.
+def make_buckets(voter: Voter, capacity: int) -> list[Bucket]:
+    """Cuts the trainable parameters of an optimizer into buckets, last parameters first, as backward meets them.
 
     Args:
-        groups: torch parameter groups.
+        voter: the optimizer.
         capacity: bytes of gradient in a bucket, which a parameter alone may exceed.
-        rule_of, states: as in `Bucket`.
-        first: number of the first bucket, in its name.
     """
-    trainable = [(p, group) for group in groups for p in group["params"] if p.requires_grad]
-    batches: list[list[tuple[torch.Tensor, dict]]] = [[]]
+    trainable = [(p, i) for i, group in enumerate(voter.param_groups) for p in group["params"] if p.requires_grad]
+    batches: list[list[tuple[torch.Tensor, int]]] = [[]]
     filled = 0
     for p, group in reversed(trainable):
         size = p.numel() * p.element_size()
@@ -144,13 +140,13 @@ def make_buckets(
             filled = 0
         batches[-1].append((p, group))
         filled += size
-    return [Bucket(f"bucket{first + i}", batch, rule_of, states) for i, batch in enumerate(batches) if batch]
+    return [Bucket(f"bucket{i}", batch, voter) for i, batch in enumerate(batches) if batch]
 
 
-def _parts(parameters: list[tuple[torch.Tensor, dict]], offsets: list[int]) -> list[Part]:
+def _parts(parameters: list[tuple[torch.Tensor, int]], offsets: list[int]) -> list[Part]:
     parts: dict[tuple, Part] = {}
     for (p, group), offset in zip(parameters, offsets, strict=True):
-        part = parts.setdefault((p.dtype, id(group)), Part(DTYPES[p.dtype], group, [], []))
+        part = parts.setdefault((p.dtype, group), Part(DTYPES[p.dtype], group, [], []))
         part.parameters.append(p)
         part.offsets.append(offset)
     return list(parts.values())

@@ -2,13 +2,12 @@
 
 import itertools
 import warnings
-from collections import defaultdict
 from contextlib import contextmanager
 
 import horovod.torch as hvd
 import torch
 
-from horovod_sign.rules import choose_rule
+from horovod_sign.rules import Rule, choose_rule
 from horovod_sign.torch.agreement import check_same_parameters
 from horovod_sign.torch.buckets import make_buckets
 from horovod_sign.torch.collectives import HorovodCollectives
@@ -98,14 +97,13 @@ def DistributedOptimizer(
     wrapped.__dict__.update(optimizer.__dict__)
     wrapped.__dict__.pop("step", None)  # a learning-rate scheduler's, bound to the optimizer that is wrapped
     wrapped._base = type(optimizer)
-    wrapped._sign_states = wrapped.state if own else defaultdict(dict)
-    rule_of = wrapped.rule if own else lambda group: chosen
-    _make_momenta(wrapped, names, rule_of, own is not None)
-    buckets = make_buckets(wrapped.param_groups, int(bucket_cap_mb * 1e6), rule_of, wrapped._sign_states)
-    wrapped._pipeline = Pipeline(
-        buckets, HorovodCollectives(process_set), transport, abstain, backward_passes_per_step, name
-    )
+    wrapped._rule = chosen
+    wrapped._sign_states = {}
     wrapped._synchronized, wrapped._should_synchronize = False, True
+    _make_states(wrapped, names)
+    collectives, passes = HorovodCollectives(process_set), backward_passes_per_step
+    buckets = make_buckets(wrapped, int(bucket_cap_mb * 1e6))
+    wrapped._pipeline = Pipeline(buckets, collectives, transport, abstain, passes, name)
     return wrapped
 
 
@@ -167,6 +165,12 @@ class _Distributed:
 class _VotesAsGradients:
     """The votes are the gradients of an optimizer that knows nothing of them."""
 
+    def vote_rule(self, group: dict) -> Rule:
+        return self._rule
+
+    def vote_state(self, p: torch.Tensor) -> dict:
+        return self._sign_states.setdefault(p, {})
+
     def _step_by_vote(self):
         if not self._synchronized:
             self.synchronize()
@@ -187,14 +191,19 @@ class _VotesAsGradients:
             if p in self._sign_states:
                 saved = votes_by.get(i, {})
                 state = self._sign_states[p]
-                buffer = momentum_buffer(p, state).zero_()
-                if "momentum_buffer" in saved:
-                    buffer.copy_(saved["momentum_buffer"])
                 state["step"] = saved.get("step", 0)
+                if self._rule.has_momentum:
+                    momentum_buffer(p, state).copy_(saved.get("momentum_buffer", torch.zeros(())))
 
 
 class _SignStep:
     """SignSGD and Signum step straight from the bits of the vote."""
+
+    def vote_rule(self, group: dict) -> Rule:
+        return self.rule(group)
+
+    def vote_state(self, p: torch.Tensor) -> dict:
+        return self.state[p]
 
     def _step_by_vote(self):
         self._base.step(self)
@@ -268,11 +277,12 @@ def _named(optimizer, named_parameters) -> dict[torch.Tensor, str]:
     return {p: name_of[p] for _, p in trainable}
 
 
-def _make_momenta(optimizer, names, rule_of, native: bool):
+def _make_states(optimizer, names):
     """Makes the state of all parameters now, so that every rank has the same to broadcast or to save."""
     for group in optimizer.param_groups:
         for p in group["params"]:
-            if p in names and rule_of(group).has_momentum:
-                momentum_buffer(p, optimizer._sign_states[p])
-            elif p in names and native:
-                optimizer.state[p]  # an empty state is state: see `_Distributed.__module__`
+            if p in names:
+                # An empty state is state too: see `_Distributed.__module__`.
+                state = optimizer.vote_state(p)
+                if optimizer.vote_rule(group).has_momentum:
+                    momentum_buffer(p, state)

@@ -9,6 +9,8 @@ import torch
 
 def is_dense(p: torch.Tensor) -> bool:
     """Whether the elements of `p` fill one block of memory without holes or overlaps, in any order."""
+    if p.numel() == 0:
+        return True
     expected = 1
     for stride, size in sorted(zip(p.stride(), p.shape, strict=True)):
         if size == 1:

@@ -1,0 +1,104 @@
+"""Ballots of many variables at once: one compiled function packs all of them, one unpacks all votes."""
+
+import functools
+
+import numpy as np
+import tensorflow as tf
+
+from horovod_sign.rules import Rule
+from horovod_sign.tensorflow import bits as bit
+
+
+@functools.cache
+def packer(abstain):
+    """Compiled: (sign plane, nonzero plane or None) of a list of tensors."""
+    return bit.compiled(lambda tensors: _planes([bit.signs(x, abstain) for x in tensors], abstain))
+
+
+@functools.cache
+def momentum_packer(rule: Rule, abstain):
+    """Compiled: (new momenta, sign plane, nonzero plane or None) of gradients, momenta, and the rest of `_advance`."""
+
+    def pack(gradients, momenta, *when):
+        new, ballots = _advance(rule, abstain, gradients, momenta, *when)
+        return new, *_planes(ballots, abstain)
+
+    return bit.compiled(pack)
+
+
+@bit.compiled
+def signs(tensors):
+    """Compiled: -1, 0 or +1 in the dtype of each tensor; NaN is 0."""
+    return [_numbers(*bit.signs(x, True), x.dtype) for x in tensors]
+
+
+@functools.cache
+def momentum_signs(rule: Rule):
+    """Compiled: (new momenta, signs as by `signs`) of gradients, momenta, and the rest of `_advance`."""
+
+    def advance(gradients, momenta, *when):
+        new, ballots = _advance(rule, True, gradients, momenta, *when)
+        return new, [_numbers(*ballot, g.dtype) for ballot, g in zip(ballots, gradients, strict=True)]
+
+    return bit.compiled(advance)
+
+
+@bit.compiled
+def all_finite(tensors):
+    """Compiled: whether no tensor has an infinity or a NaN."""
+    return tf.reduce_all(tf.stack([tf.reduce_all(bit.is_finite(x)) for x in tensors]))
+
+
+def _numbers(sign, votes, dtype):
+    return tf.cast((1 - 2 * tf.cast(sign, tf.int8)) * tf.cast(votes, tf.int8), dtype)
+
+
+def _advance(rule, abstain, gradients, momenta, on_gradient, hold, nothing):
+    """(new momenta, (sign, votes) of what the worker votes on) by `rules`.
+
+    Args:
+        on_gradient: scalar bool: votes are on the gradients (the rule's warm-up).
+        hold: scalar bool: momenta stay as they are.
+        nothing: the integer 0, which the compiler must not know: see `_rounded`.
+    """
+    new, ballots = [], []
+    for gradient, m in zip(gradients, momenta, strict=True):
+        g = tf.cast(gradient, tf.float32)
+        finite = bit.is_finite(g)
+        state = _interpolate(rule.beta_state, m, g, nothing)
+        view = state if rule.beta_vote == rule.beta_state else _interpolate(rule.beta_vote, m, g, nothing)
+        on_view, on_g = bit.signs(tf.where(finite, view, g), abstain), bit.signs(gradient, abstain)
+        pairs = zip(on_view, on_g, strict=True)
+        ballots.append([None if a is None else tf.where(on_gradient, b, a) for a, b in pairs])
+        new.append(tf.where(finite & ~hold, state, m))
+    return new, ballots
+
+
+def _interpolate(beta, m, g, nothing):
+    """beta m + (1 - beta) g in float32, each product and the sum rounded by itself."""
+    return _rounded(m * np.float32(beta), nothing) + _rounded(g * np.float32(1.0 - beta), nothing)
+
+
+def _rounded(product, nothing):
+    """`product`, which the compiler cannot fuse with a sum into one rounding, so that momenta equal NumPy's."""
+    return tf.bitcast(tf.bitwise.bitwise_xor(tf.bitcast(product, tf.uint32), nothing), tf.float32)
+
+
+def _planes(ballots, abstain):
+    sign = tf.concat([bit.to_plane(s, 0) for s, _ in ballots], axis=0)
+    return sign, tf.concat([bit.to_plane(z, 1) for _, z in ballots], axis=0) if abstain else None
+
+
+@functools.cache
+def unpacker(layout, abstain):
+    """Compiled: the votes in planes, as a list of tensors of `layout`, ((shape, dtype), ...)."""
+
+    def unpack(sign, nonzero):
+        votes, at = [], 0
+        for shape, dtype in layout:
+            stop = at + (int(np.prod(shape, dtype=np.int64)) + 63) // 64 * 8
+            votes.append(bit.to_votes(sign[at:stop], nonzero[at:stop] if abstain else None, shape, dtype))
+            at = stop
+        return votes
+
+    return bit.compiled(unpack)

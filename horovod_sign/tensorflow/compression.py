@@ -1,0 +1,95 @@
+"""`Compression.signsgd()` and `Compression.signum()`: Horovod's `compression=`, here and in Horovod's own wrappers.
+
+In Horovod's own `DistributedGradientTape` and `allreduce`, with op=hvd.Sum, a gradient goes out as bit-counts (fields
+of an int64 tensor, added by an ordinary allreduce) and comes back as the vote, -1, 0 or +1, in the gradient's dtype.
+"""
+
+from typing import NamedTuple
+
+import horovod.tensorflow as hvd
+import tensorflow as tf
+
+from horovod_sign import rules
+from horovod_sign.algebra import counts_bits
+from horovod_sign.tensorflow import bits as bit
+from horovod_sign.tensorflow import messages
+from horovod_sign.tensorflow.ballots import packer, unpacker
+from horovod_sign.tensorflow.election import require_horovod
+from horovod_sign.voting.messages import Planes
+
+_NO_MOMENTUM = (
+    "Compression.signum() cannot work in Horovod's own DistributedGradientTape and allreduce, which do not say whose "
+    "gradient they compress: use hvs.DistributedGradientTape, or Compression.signsgd()"
+)
+_AVERAGED = (
+    "the bit-counts were averaged, which destroys the vote: use op=hvd.Sum (Horovod's default is Average) and leave "
+    "gradient_predivide_factor alone"
+)
+
+
+class SignCompressor:
+    """A compressor in Horovod's sense, and the rule of `hvs` wrappers. Made by `Compression`.
+
+    Attributes:
+        rule: what each worker votes on.
+        memories: what `hvs.DistributedGradientTape` remembers between steps, by the variables it is for.
+    """
+
+    def __init__(self, rule: rules.Rule, abstain: bool = True):
+        self.rule, self._abstain = rule, abstain
+        self.memories: dict = {}
+
+    def compress(self, tensor: tf.Tensor):
+        """The fields of this rank's ballot, as int64 words, and what `decompress` needs."""
+        if self.rule.has_momentum:
+            raise ValueError(_NO_MOMENTUM)
+        require_horovod()
+        tensor = tf.convert_to_tensor(tensor)
+        if tensor.dtype not in bit.DTYPES:
+            raise TypeError(f"a vote is on {', '.join(d.name for d in bit.DTYPES)}, got a {tensor.dtype.name} tensor")
+        bits = counts_bits(hvd.size())
+        words = messages.encode_fields(Planes(*packer(self._abstain)([tensor])), bits)
+        return words, _Context(tuple(tensor.shape), tensor.dtype, bits, words)
+
+    def decompress(self, tensor: tf.Tensor, ctx) -> tf.Tensor:
+        """The vote in the summed words, in the shape and dtype of the gradient."""
+        tensor = tf.ensure_shape(tensor, ctx.words.shape)
+        # The last word counts the voters. An average makes it 1 (or 0) whatever their number; so does a sum when all
+        # other ranks have joined, but then the words are what this rank sent.
+        summed = (tensor[-1] > 1) | tf.reduce_all(tensor == ctx.words)
+        if tf.executing_eagerly() and not summed:
+            raise ValueError(_AVERAGED)
+        with tf.control_dependencies([tf.debugging.Assert(summed, [_AVERAGED])]):
+            tensor = tf.identity(tensor)
+        decided = messages.decode_fields(tensor, ctx.bits, one_bit=not self._abstain)
+        return unpacker(((ctx.shape, ctx.dtype),), self._abstain)(*decided)[0]
+
+
+class _Context(NamedTuple):
+    shape: tuple[int, ...]
+    dtype: tf.DType
+    bits: int
+    words: tf.Tensor
+
+
+class Compression:
+    """The compressions, made as in `hvs.DistributedGradientTape(tape, compression=hvs.Compression.signum())`."""
+
+    @staticmethod
+    def signsgd(abstain: bool = True) -> SignCompressor:
+        """Vote on gradients. `abstain` counts in Horovod's own wrappers only; those of `hvs` have their own."""
+        return SignCompressor(rules.signsgd(), abstain)
+
+    @staticmethod
+    def signum(momentum: float = 0.9, warmup: bool = False, abstain: bool = True) -> SignCompressor:
+        """Vote on each worker's momentum of its gradients, m <- momentum * m + (1 - momentum) * g in float32.
+
+        In the wrappers of `hvs` only. Make it once, outside of the training step: it is what remembers the momenta of a
+        tape's variables.
+
+        Args:
+            momentum: in [0, 1).
+            warmup: vote on gradients for the first C(momentum) steps.
+            abstain: as in `signsgd`.
+        """
+        return SignCompressor(rules.signum(momentum, warmup), abstain)

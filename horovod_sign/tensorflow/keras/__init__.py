@@ -1,0 +1,38 @@
+"""The Keras 3 adapter: `import horovod_sign.tensorflow.keras as hvs` beside `import horovod.tensorflow as hvd`.
+
+-   optimizer = hvd.DistributedOptimizer(keras.optimizers.SGD(0.1))
++   optimizer = hvs.DistributedOptimizer(hvs.Signum(0.001))
+    model.compile(optimizer, ...)
+
+On a GPU also give `model.compile` jit_compile=False: Horovod's ops cannot run inside XLA.
+"""
+
+import horovod_sign.tensorflow  # noqa: F401  (says what is missing, if TensorFlow or Horovod is)
+
+try:
+    import keras
+except ImportError as error:
+    raise ImportError(f"horovod_sign.tensorflow.keras needs Keras 3 ({error}): pip install 'keras>=3'") from error
+
+if not keras.__version__.startswith("3.") or keras.backend.backend() != "tensorflow":
+    raise ImportError(
+        "horovod_sign.tensorflow.keras needs Keras 3 on its TensorFlow backend, found Keras "
+        f"{keras.__version__} on {keras.backend.backend()}: pip install 'keras>=3' and set KERAS_BACKEND=tensorflow"
+    )
+
+from horovod_sign.tensorflow.broadcast import broadcast_variables
+from horovod_sign.tensorflow.compression import Compression
+from horovod_sign.tensorflow.keras import callbacks
+from horovod_sign.tensorflow.keras.distributed import DistributedOptimizer
+from horovod_sign.tensorflow.keras.optimizers import SignSGD, Signum
+from horovod_sign.tensorflow.keras.saving import load_model
+
+__all__ = [
+    "Compression",
+    "DistributedOptimizer",
+    "SignSGD",
+    "Signum",
+    "broadcast_variables",
+    "callbacks",
+    "load_model",
+]

@@ -1,0 +1,160 @@
+"""Horovod's Keras callbacks, for Keras 3 (with which Horovod's own do not work)."""
+
+import horovod.tensorflow as hvd
+import keras
+import numpy as np
+
+from horovod_sign.tensorflow.broadcast import broadcast_variables
+from horovod_sign.tensorflow.election import check_agreement
+
+
+class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
+    """At the start of training gives all ranks the weights and the optimizer's state of one rank.
+
+    So all start alike, from random weights or from a checkpoint that one rank has read. Seeds of random layers are not
+    weights and stay each rank's own.
+
+    Args:
+        root_rank: whose values.
+        process_set: Horovod's.
+    """
+
+    def __init__(self, root_rank: int, device: str = "", process_set=hvd.global_process_set):
+        super().__init__()
+        self.root_rank, self.process_set = root_rank, process_set
+        self._done = False
+
+    def on_train_begin(self, logs=None):
+        if self._done:
+            return
+        optimizer = getattr(self.model, "optimizer", None)
+        variables = list(self.model.weights)
+        if optimizer is not None:
+            if not optimizer.built:
+                optimizer.build(self.model.trainable_variables)
+            variables += optimizer.variables
+        broadcast_variables(variables, self.root_rank, self.process_set)
+        self._done = True
+
+
+class MetricAverageCallback(keras.callbacks.Callback):
+    """At the end of each epoch replaces the metrics by their means over all ranks.
+
+    Put it before callbacks that use metrics (checkpoints, early stopping, ReduceLROnPlateau), so that all ranks decide
+    alike.
+    """
+
+    def __init__(self, device: str = "", process_set=hvd.global_process_set):
+        super().__init__()
+        self.process_set = process_set
+
+    def on_epoch_end(self, epoch, logs=None):
+        if logs is None or self.process_set.size() == 1:
+            return
+        keys = sorted(logs)
+        check_agreement("MetricAverageCallback", f"metrics {', '.join(keys)}", None, self.process_set)
+        values = np.array([logs[key] for key in keys], np.float64)
+        means = hvd.allreduce(
+            values, op=hvd.Average, name="horovod_sign.tf.metrics", process_set=self.process_set
+        )
+        logs.update(zip(keys, np.asarray(means).tolist(), strict=True))
+
+
+class LearningRateScheduleCallback(keras.callbacks.Callback):
+    """Sets the learning rate to `initial_lr * multiplier(epoch)` from one epoch to another.
+
+    Args:
+        initial_lr: the learning rate that `multiplier` multiplies.
+        multiplier: a number, or a function of the epoch.
+        start_epoch, end_epoch: the epochs [start_epoch, end_epoch) in which this applies; None: without end.
+        staircase: once per epoch (True), or at each batch, with fractions of epochs.
+        momentum_correction: not possible with Keras 3, which compiles the momentum into the training step: False.
+        steps_per_epoch: for staircase=False where Keras does not know it.
+    """
+
+    def __init__(
+        self,
+        initial_lr: float,
+        multiplier,
+        start_epoch: int = 0,
+        end_epoch: int | None = None,
+        staircase: bool = True,
+        momentum_correction: bool = False,
+        steps_per_epoch: int | None = None,
+    ):
+        super().__init__()
+        if momentum_correction:
+            raise ValueError(
+                "momentum_correction is not possible with Keras 3, which compiles the momentum into the training step, "
+                "and a vote needs none: leave it out"
+            )
+        self.initial_lr, self.start_epoch, self.end_epoch = initial_lr, start_epoch, end_epoch
+        self.staircase, self.steps_per_epoch = staircase, steps_per_epoch
+        self.multiplier = multiplier if callable(multiplier) else lambda epoch: multiplier
+        self._epoch = 0
+
+    def on_train_begin(self, logs=None):
+        if not self.staircase and not self.steps_per_epoch:
+            self.steps_per_epoch = (self.params or {}).get("steps")
+            if not self.steps_per_epoch:
+                raise ValueError(
+                    f"{type(self).__name__} must know the steps of an epoch, which Keras does not know for this data: "
+                    "give it steps_per_epoch"
+                )
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._epoch = epoch
+        if self.staircase:
+            self._set(epoch)
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if not self.staircase:
+            self._set(self._epoch + batch / self.steps_per_epoch)
+
+    def on_epoch_end(self, epoch, logs=None):
+        if logs is not None:
+            logs["lr"] = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
+
+    def _set(self, epoch):
+        if epoch >= self.start_epoch and (self.end_epoch is None or epoch < self.end_epoch):
+            self.model.optimizer.learning_rate = self.initial_lr * self.multiplier(epoch)
+
+
+class LearningRateWarmupCallback(LearningRateScheduleCallback):
+    """Raises the learning rate from `initial_lr / size` to `initial_lr` over the first epochs, batch by batch.
+
+        lr(epoch) = initial_lr / size * (1 + epoch * (size - 1) / warmup_epochs)
+
+    as Goyal et al. 2017 (arXiv 1706.02677), section 2.2. On one rank the learning rate stays `initial_lr`.
+
+    Args:
+        initial_lr: the learning rate after the warm-up. (Horovod's scripts multiply it by `hvd.size()`; votes do not
+            grow with the number of ranks, so with them do not.)
+        warmup_epochs: how many.
+        momentum_correction, steps_per_epoch: as in `LearningRateScheduleCallback`.
+        verbose: 1: rank 0 prints the learning rate at the end.
+    """
+
+    def __init__(
+        self,
+        initial_lr: float,
+        warmup_epochs: int = 5,
+        momentum_correction: bool = False,
+        steps_per_epoch: int | None = None,
+        verbose: int = 0,
+    ):
+        def multiplier(epoch):
+            # The end of a batch, not its beginning, so that the last batch of the warm-up has the full rate.
+            epoch += 1.0 / self.steps_per_epoch
+            return 1.0 / hvd.size() * (epoch * (hvd.size() - 1) / warmup_epochs + 1)
+
+        super().__init__(
+            initial_lr, multiplier, 0, warmup_epochs, False, momentum_correction, steps_per_epoch
+        )
+        self.verbose = verbose
+
+    def on_epoch_end(self, epoch, logs=None):
+        super().on_epoch_end(epoch, logs)
+        if self.end_epoch == epoch + 1 and self.verbose and hvd.rank() == 0:
+            rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
+            print(f"Epoch {epoch + 1}: finished gradual learning rate warmup to {rate:g}.")

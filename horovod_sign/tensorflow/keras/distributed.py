@@ -1,0 +1,230 @@
+"""`DistributedOptimizer`: any Keras 3 optimizer, stepping by the majority vote of all ranks.
+
+Horovod 0.28's own wrapper reduces nothing with Keras 3 and raises nothing. This one overrides the public `apply`.
+"""
+
+import horovod.tensorflow as hvd
+import keras
+import tensorflow as tf
+
+from horovod_sign.rules import choose_rule
+from horovod_sign.tensorflow.ballots import all_finite
+from horovod_sign.tensorflow.checks import check_arguments
+from horovod_sign.tensorflow.compression import SignCompressor
+from horovod_sign.tensorflow.election import Coordinates, Election
+from horovod_sign.tensorflow.keras.optimizers import SignOptimizer
+from horovod_sign.tensorflow.memory import OwnMomentum, Sums
+
+
+def DistributedOptimizer(
+    optimizer: keras.optimizers.Optimizer,
+    name: str | None = None,
+    compression: SignCompressor | None = None,
+    sparse_as_dense: bool = False,
+    backward_passes_per_step: int = 1,
+    process_set=hvd.global_process_set,
+    abstain: bool = True,
+    transport: str = "auto",
+    **unsupported,
+) -> keras.optimizers.Optimizer:
+    """Makes a Keras 3 optimizer step by majority vote: in `model.fit`, or by `optimizer.apply` in a loop of one's own.
+
+    Each worker votes one bit a coordinate: the sign of its gradient (signSGD) or of its own momentum (Signum); a vote is
+    sign(sum over ranks of the signs) (Bernstein et al. 2018, arXiv 1802.04434, Algorithms 1 to 3). Around `SignSGD` and
+    `Signum` the step is theirs, by the vote; around any other optimizer the votes (-1, 0 or +1) are its gradients.
+
+    Wrap `LossScaleOptimizer` from outside. A rank whose gradients overflow then abstains in that step, and all ranks
+    lower the scale; where all overflow, the step is left out. With gradient accumulation a vote is on the mean gradient,
+    once per applied step.
+
+    Args:
+        optimizer: not wrapped yet. It keeps its state, and itself becomes distributed: the returned object is the same.
+        name: renames the optimizer.
+        compression: `Compression.signsgd()` or `Compression.signum()`. Default: what `SignSGD` or `Signum` say
+            themselves; around any other optimizer, signsgd. There is no way not to vote.
+        sparse_as_dense: has no effect: sparse gradients (`tf.IndexedSlices`) are always voted on as dense ones.
+        backward_passes_per_step: the same as Keras's `gradient_accumulation_steps`, and sets it.
+        process_set: Horovod's, of the ranks that vote.
+        abstain: zeros, NaN and ties are 0 (True), or +1 (False).
+        transport: "exchange", "counts", or "auto", which is the exchange. See `horovod_sign.majority_vote`.
+
+    Returns:
+        `optimizer`, now of a subclass of its class that has the same name and saves and loads as that class. A variable
+        without a gradient on this rank abstains and steps by the others' votes; one that in the first step has none on
+        any rank is left out, as by Keras.
+
+    Raises:
+        TypeError: an argument of Horovod's that a vote cannot have (op, groups, ...); not a Keras 3 optimizer.
+        ValueError: Horovod not initialized; an optimizer that is already wrapped; bad options. In the first step, on all
+            ranks: the ranks' variables differ.
+    """
+    if not isinstance(optimizer, keras.optimizers.Optimizer):
+        raise TypeError(f"optimizer must be a Keras 3 optimizer, got {type(optimizer).__name__}")
+    check_arguments(
+        "DistributedOptimizer", compression, backward_passes_per_step, process_set, transport, unsupported
+    )
+    inner = inner_optimizer(optimizer)
+    if is_distributed(optimizer) or is_distributed(inner):
+        raise ValueError("the optimizer is already wrapped by hvs.DistributedOptimizer: wrap it once, from outside")
+    rule = choose_rule(
+        inner.rule if isinstance(inner, SignOptimizer) else None,
+        None if compression is None else compression.rule,
+        type(inner).__name__,
+    )
+    _set_accumulation(inner, backward_passes_per_step)
+    if name is not None:
+        optimizer.name = name
+    optimizer.__class__ = _distributed_class(type(optimizer), (rule, process_set, abstain, transport))
+    return optimizer
+
+
+def is_distributed(optimizer) -> bool:
+    """Whether `DistributedOptimizer` has wrapped this optimizer."""
+    return hasattr(optimizer, "_horovod_sign_options")
+
+
+def inner_optimizer(optimizer):
+    """The optimizer that takes the step: that inside of a LossScaleOptimizer."""
+    return optimizer.inner_optimizer if isinstance(optimizer, keras.optimizers.LossScaleOptimizer) else optimizer
+
+
+def _set_accumulation(inner, passes):
+    if passes == 1:
+        return
+    if inner.gradient_accumulation_steps not in (None, passes):
+        raise ValueError(
+            f"backward_passes_per_step={passes} and gradient_accumulation_steps={inner.gradient_accumulation_steps} of "
+            "the optimizer differ, but are the same thing: give one of them"
+        )
+    if inner.built:
+        raise ValueError(
+            "the optimizer already has its variables: give Keras's gradient_accumulation_steps to the optimizer instead "
+            "of backward_passes_per_step to the wrapper"
+        )
+    inner.gradient_accumulation_steps = passes
+
+
+def _distributed_class(base, options):
+    """A subclass of `base` that votes, with the name under which `base` is saved."""
+
+    def apply(self, grads, trainable_variables=None):
+        if "_horovod_sign_step" not in self.__dict__:
+            # Past Keras's tracking: the votes' own state is each worker's and no part of a saved optimizer.
+            self.__dict__["_horovod_sign_step"] = _Step(self, base, *options)
+        return self.__dict__["_horovod_sign_step"].apply(grads, trainable_variables)
+
+    members = {"apply": tf.autograph.experimental.do_not_convert(apply), "_horovod_sign_options": options}
+    cls = type(base.__name__, (base,), {**members, "__module__": base.__module__, "__doc__": base.__doc__})
+    registered = keras.saving.get_registered_name(base)
+    if ">" in registered:
+        package, class_name = registered.split(">", 1)
+        keras.saving.register_keras_serializable(package, class_name)(cls)
+        keras.saving.get_custom_objects()[registered] = base
+    return cls
+
+
+class _Step:
+    """What a distributed optimizer does in `apply`: gradients to votes, then the base class's step on the votes."""
+
+    def __init__(self, optimizer, base, rule, process_set, abstain, transport):
+        self._optimizer, self._base, self._inner = optimizer, base, inner_optimizer(optimizer)
+        self._scaled = self._inner is not optimizer
+        self._rule, self._process_set = rule, process_set
+        self._election = Election(rule, process_set, abstain, transport)
+        self._own_momentum = self._sums = None
+
+    def apply(self, grads, trainable_variables):
+        grads = list(grads)
+        if not grads or (trainable_variables is None and not self._optimizer.built):
+            return self._base.apply(self._optimizer, grads, trainable_variables)
+        variables = list(self._inner._trainable_variables if trainable_variables is None else trainable_variables)
+        self._build(variables)
+        coordinates = [_coordinates(v, g) for v, g in zip(variables, grads, strict=True)]
+        labels = [getattr(v, "path", v.name) for v in variables]
+        absent = self._election.prepare(grads, coordinates, labels)
+        grads = [self._election.dense(g, c) for g, c in zip(grads, coordinates, strict=True)]
+        if not self._scaled:
+            votes = self._votes(grads, variables, coordinates, labels, absent, self._inner.loss_scale_factor, None)
+            return self._take(votes, variables, self._inner.loss_scale_factor)
+        return self._apply_scaled(grads, variables, coordinates, labels, absent)
+
+    def _apply_scaled(self, grads, variables, coordinates, labels, absent):
+        """Under a LossScaleOptimizer: ranks without an overflow vote; all agree on the next scale."""
+        optimizer, scale = self._optimizer, self._optimizer.dynamic_scale.value.read_value()
+        finite = all_finite([g for g in grads if g is not None])
+        speaking = hvd.allreduce(
+            tf.cast(finite, tf.int32),
+            op=hvd.Sum,
+            name=f"{self._election.name}.finite",
+            ignore_name_scope=True,
+            process_set=self._process_set,
+        )
+        votes = self._votes(grads, variables, coordinates, labels, absent, scale, ~finite)
+        # LossScaleOptimizer leaves a step out, and lowers the scale, when it sees a NaN.
+        sign = tf.where(speaking == 0, float("nan"), 1.0)
+        self._take([None if v is None else tf.cast(v, tf.float32) * sign for v in votes], variables, scale)
+        if self._election.size > 1:
+            lower = (speaking > 0) & (speaking < self._election.size)
+            optimizer.dynamic_scale.assign(tf.where(lower, scale * 0.5, optimizer.dynamic_scale.value))
+            counter = optimizer.step_counter.value
+            optimizer.step_counter.assign(tf.where(lower, tf.zeros_like(counter), counter))
+
+    def _votes(self, grads, variables, coordinates, labels, absent, scale, abstaining):
+        """The votes, one per variable or None; between applied steps of an accumulation, zeros."""
+        steps = self._inner.gradient_accumulation_steps
+        if scale is not None and (steps or self._rule.has_momentum):
+            grads = [None if g is None else _widen(g) / tf.cast(scale, _widen(g).dtype) for g in grads]
+        if not steps:
+            return self._elect(grads, variables, coordinates, labels, abstaining)
+        if self._sums is None:
+            self._sums = Sums(coordinates)
+        self._sums.add(grads, abstaining)
+
+        def elect():
+            means, silent = self._sums.take(steps)
+            votes = self._elect(means, variables, coordinates, labels, None if abstaining is None else silent)
+            # The base class adds what it gets and divides it by `steps`.
+            return [tf.cast(v * steps, c.dtype) for v, c in zip(votes, coordinates, strict=True) if v is not None]
+
+        def wait():
+            return [tf.zeros(c.shape, c.dtype) for c, none in zip(coordinates, absent, strict=True) if not none]
+
+        last = (self._inner._iterations.value + 1) % steps == 0
+        votes = iter(tf.cond(last, elect, wait))
+        return [None if none else next(votes) for none in absent]
+
+    def _elect(self, grads, variables, coordinates, labels, abstaining):
+        return self._election.vote(grads, coordinates, labels, self._momentum(variables, coordinates), abstaining)
+
+    def _momentum(self, variables, coordinates):
+        if not self._rule.has_momentum:
+            return None
+        if isinstance(self._inner, SignOptimizer):
+            return self._inner.momentum_of(variables)
+        if self._own_momentum is None:
+            self._own_momentum = OwnMomentum(self._rule, coordinates)
+        return self._own_momentum.next()
+
+    def _take(self, votes, variables, scale):
+        """The base class's step, which first divides by `scale`."""
+        if scale is not None:
+            votes = [None if v is None else tf.cast(v, tf.float32) * tf.cast(scale, tf.float32) for v in votes]
+        if not isinstance(self._inner, SignOptimizer):
+            return self._base.apply(self._optimizer, votes, variables)
+        with self._inner.given_votes():
+            return self._base.apply(self._optimizer, votes, variables)
+
+    def _build(self, variables):
+        if not self._optimizer.built:
+            with keras.name_scope(self._optimizer.name):
+                self._optimizer.build(variables)
+            self._optimizer.built = True
+
+
+def _coordinates(variable, gradient) -> Coordinates:
+    dtype = variable.dtype if gradient is None else gradient.dtype
+    return Coordinates(tuple(variable.shape), tf.as_dtype(dtype))
+
+
+def _widen(gradient):
+    return gradient if gradient.dtype == tf.float64 else tf.cast(gradient, tf.float32)

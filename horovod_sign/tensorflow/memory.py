@@ -1,0 +1,55 @@
+"""What a worker remembers between steps, for the variables of one election: momenta, summed gradients, counters.
+
+State is made once, outside of any graph, however often and wherever the step is traced.
+"""
+
+import tensorflow as tf
+
+from horovod_sign.rules import Rule
+from horovod_sign.tensorflow.election import Coordinates, Momentum
+
+
+class OwnMomentum:
+    """Momenta of variables whose optimizer keeps none for them, and how many votes they have seen."""
+
+    def __init__(self, rule: Rule, variables: list[Coordinates]):
+        self._warmup_steps = rule.warmup_steps
+        with tf.init_scope():
+            self._slots = [tf.Variable(tf.zeros(v.shape), trainable=False, name="sign_momentum") for v in variables]
+            self._votes = tf.Variable(0, trainable=False, dtype=tf.int64, name="sign_votes")
+
+    def next(self) -> Momentum:
+        """The momentum for the next vote. Counts it."""
+        before = self._votes.assign_add(1) - 1
+        return Momentum(self._slots, before < self._warmup_steps)
+
+
+class Sums:
+    """Gradients summed over several backward passes; a variable without a gradient adds nothing."""
+
+    def __init__(self, variables: list[Coordinates]):
+        self._variables = variables
+        wide = [tf.float64 if v.dtype == tf.float64 else tf.float32 for v in variables]
+        with tf.init_scope():
+            self._sums = [
+                tf.Variable(tf.zeros(v.shape, w), trainable=False) for v, w in zip(variables, wide, strict=True)
+            ]
+            self._heard = tf.Variable(0, trainable=False, dtype=tf.int32)
+
+    def add(self, gradients: list, abstaining=None):
+        """Adds one pass's gradients; `abstaining`: scalar bool tensor, this pass adds nothing."""
+        heard = True if abstaining is None else ~abstaining
+        for total, gradient in zip(self._sums, gradients, strict=True):
+            if gradient is not None:
+                wide = tf.cast(gradient, total.dtype)
+                total.assign_add(wide if abstaining is None else tf.where(heard, wide, tf.zeros_like(wide)))
+        self._heard.assign_add(tf.cast(heard, tf.int32))
+
+    def take(self, passes: int) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """The mean over passes, and whether no pass was heard; starts anew."""
+        means = [total.read_value() / passes for total in self._sums]
+        silent = self._heard.read_value() == 0
+        for total in self._sums:
+            total.assign(tf.zeros_like(total))
+        self._heard.assign(0)
+        return means, silent

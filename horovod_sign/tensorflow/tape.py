@@ -1,0 +1,178 @@
+"""`DistributedGradientTape`: a gradient tape whose gradients are the majority vote of all ranks."""
+
+import weakref
+
+import horovod.tensorflow as hvd
+import tensorflow as tf
+
+from horovod_sign.tensorflow.checks import check_arguments
+from horovod_sign.tensorflow.compression import Compression, SignCompressor
+from horovod_sign.tensorflow.election import Coordinates, Election
+from horovod_sign.tensorflow.memory import OwnMomentum, Sums
+
+_DEFAULT = Compression.signsgd()
+
+
+def DistributedGradientTape(
+    gradtape: tf.GradientTape,
+    compression: SignCompressor | None = None,
+    sparse_as_dense: bool = False,
+    process_set=hvd.global_process_set,
+    abstain: bool = True,
+    transport: str = "auto",
+    backward_passes_per_step: int = 1,
+    **unsupported,
+) -> tf.GradientTape:
+    """Wraps a gradient tape so that its gradients are the votes of all ranks: -1, 0 or +1, in the gradient's dtype.
+
+        vote = sign(sum over ranks of sign(v)),    v the gradient (signSGD) or each worker's momentum of it (Signum)
+
+    (Bernstein et al. 2018, arXiv 1802.04434, Algorithms 1 to 3). Works eagerly and in `tf.function` (not in one with
+    jit_compile=True, where Horovod's ops cannot run). A momentum belongs to a variable and a `compression` object: make
+    the compression once, the tape at every step.
+
+    Args:
+        gradtape: the tape, of which `gradient` is called once for all variables of a step.
+        compression: `Compression.signsgd()` (default) or `Compression.signum()`.
+        sparse_as_dense: has no effect: sparse gradients (`tf.IndexedSlices`) are always voted on, and returned, dense.
+        process_set: Horovod's, of the ranks that vote.
+        abstain: zeros, NaN and ties are 0 (True) or +1 (False).
+        transport: "exchange", "counts", or "auto", which is the exchange. See `horovod_sign.majority_vote`.
+        backward_passes_per_step: votes are on the mean gradient of so many calls of `gradient`; the calls between
+            return zeros.
+
+    Returns:
+        A tape. Its `gradient` returns the structure of `sources`. A source without a gradient on this rank (None)
+        abstains, and gets the others' vote; it stays None if in the first step it was None on all ranks.
+
+    Raises:
+        TypeError: an argument of Horovod's that a vote cannot have (op, groups, ...).
+        ValueError: Horovod not initialized, bad options; in `gradient`: the ranks' variables differ.
+    """
+    check_arguments(
+        "DistributedGradientTape", compression, backward_passes_per_step, process_set, transport, unsupported
+    )
+    if isinstance(gradtape, VotingTape):
+        raise ValueError("the tape is already wrapped by hvs.DistributedGradientTape: wrap it once")
+    if "_allreduce_grads" in vars(gradtape):
+        raise ValueError(
+            "the tape is already wrapped by Horovod's DistributedGradientTape: wrap the plain tape instead"
+        )
+    options = _Options(process_set, abstain, transport, backward_passes_per_step)
+    return VotingTape(gradtape, compression or _DEFAULT, options)
+
+
+class VotingTape(tf.GradientTape):
+    """A tape whose gradients are votes; everything else is the wrapped tape's."""
+
+    def __init__(self, tape: tf.GradientTape, compression: SignCompressor, options: "_Options"):
+        super().__init__()
+        self._wrapped, self._compression, self._options = tape, compression, options
+
+    @tf.autograph.experimental.do_not_convert
+    def gradient(self, target, sources, output_gradients=None, unconnected_gradients=tf.UnconnectedGradients.NONE):
+        """The votes on the gradients of `target`, in the structure of `sources`."""
+        gradients = self._wrapped.gradient(target, sources, output_gradients, unconnected_gradients)
+        # None gradients are leaves too; IndexedSlices must stay whole.
+        flat = tf.nest.flatten(gradients, expand_composites=False)
+        variables = [_underlying(source) for source in tf.nest.flatten(sources, expand_composites=False)]
+        votes = _remembered(self._compression, variables, flat, self._options).vote(flat)
+        return tf.nest.pack_sequence_as(sources, votes)
+
+    def __enter__(self):
+        self._wrapped.__enter__()
+        return self
+
+    def __exit__(self, kind, value, traceback):
+        self._wrapped.__exit__(kind, value, traceback)
+
+    def watch(self, tensor):
+        self._wrapped.watch(tensor)
+
+    def stop_recording(self):
+        return self._wrapped.stop_recording()
+
+    def reset(self):
+        self._wrapped.reset()
+
+    def watched_variables(self):
+        return self._wrapped.watched_variables()
+
+    def jacobian(self, *args, **kwargs):
+        """The wrapped tape's: not voted on."""
+        return self._wrapped.jacobian(*args, **kwargs)
+
+    def batch_jacobian(self, *args, **kwargs):
+        """The wrapped tape's: not voted on."""
+        return self._wrapped.batch_jacobian(*args, **kwargs)
+
+
+class _Options(tuple):
+    """(process set, abstain, transport, passes); process sets are told apart by identity."""
+
+    __slots__ = ()
+
+    def __new__(cls, *values):
+        return super().__new__(cls, values)
+
+
+class _TapeMemory:
+    """What a compression remembers for one list of variables."""
+
+    def __init__(self, rule, coordinates, labels, process_set, abstain, transport, passes):
+        self._coordinates, self._labels, self._passes = coordinates, labels, passes
+        self._election = Election(rule, process_set, abstain, transport)
+        self._momentum = OwnMomentum(rule, coordinates) if rule.has_momentum else None
+        self._sums = Sums(coordinates) if passes > 1 else None
+        if self._sums:
+            with tf.init_scope():
+                self._calls = tf.Variable(0, trainable=False, dtype=tf.int64)
+
+    def vote(self, gradients):
+        if self._sums is None:
+            return self._elect(gradients)
+        absent = self._election.prepare(gradients, self._coordinates, self._labels)
+        self._sums.add([self._election.dense(g, v) for g, v in zip(gradients, self._coordinates, strict=True)])
+        last = self._calls.assign_add(1) % self._passes == 0
+        present = tf.cond(last, lambda: self._elect_sums(absent), lambda: self._zeros(absent))
+        votes = iter(present)
+        return [None if none else next(votes) for none in absent]
+
+    def _elect(self, gradients):
+        momentum = None if self._momentum is None else self._momentum.next()
+        return self._election.vote(gradients, self._coordinates, self._labels, momentum)
+
+    def _elect_sums(self, absent):
+        means, _ = self._sums.take(self._passes)
+        votes = self._elect(means)
+        kept = [(vote, v) for vote, v, none in zip(votes, self._coordinates, absent, strict=True) if not none]
+        return [tf.cast(vote, v.dtype) for vote, v in kept]
+
+    def _zeros(self, absent):
+        return [tf.zeros(v.shape, v.dtype) for v, none in zip(self._coordinates, absent, strict=True) if not none]
+
+
+def _remembered(compression, variables, gradients, options) -> _TapeMemory:
+    """The memory of these variables in `compression`, made at first use; it goes when a variable goes."""
+    own = all(isinstance(v, tf.Variable) for v in variables)
+    if compression.rule.has_momentum and not own:
+        raise ValueError("Compression.signum() keeps a momentum for each variable: take gradients by variables only")
+    coordinates = [_coordinates(v, g) for v, g in zip(variables, gradients, strict=True)]
+    labels = [getattr(v, "name", f"number {i}") if own else f"number {i}" for i, v in enumerate(variables)]
+    key = (tuple(map(id, variables)) if own else tuple(coordinates), options)
+    if key not in compression.memories:
+        compression.memories[key] = _TapeMemory(compression.rule, coordinates, labels, *options)
+        for v in variables if own else ():
+            weakref.finalize(v, compression.memories.pop, key, None)
+    return compression.memories[key]
+
+
+def _underlying(source):
+    """The tf.Variable of a Keras variable; anything else as it is."""
+    value = getattr(source, "value", None)
+    return value if isinstance(value, tf.Variable) else source
+
+
+def _coordinates(variable, gradient) -> Coordinates:
+    dtype = variable.dtype if gradient is None else gradient.dtype
+    return Coordinates(tuple(variable.shape), tf.as_dtype(dtype))

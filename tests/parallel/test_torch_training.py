@@ -1,0 +1,371 @@
+"""Training by the PyTorch adapter under mpirun: replicas stay identical, and equal to the algorithm in NumPy."""
+
+import os
+
+import horovod.torch as hvd
+import numpy as np
+import pytest
+import torch
+import torch_tasks as tasks
+from mpi4py import MPI
+
+import horovod_sign.torch as hvs
+
+os.environ["HOROVOD_DYNAMIC_PROCESS_SETS"] = "1"
+hvd.init()
+
+STEPS = 20
+
+
+def wrap(optimizer, net, **options):
+    return hvs.DistributedOptimizer(optimizer, named_parameters=net.named_parameters(), **options)
+
+
+@pytest.mark.parametrize("transport", ["exchange", "counts"])
+@pytest.mark.parametrize("abstain", [True, False])
+@pytest.mark.parametrize("momentum", [None, 0.9])
+def test_twenty_steps_equal_the_simulation(momentum, abstain, transport):
+    net = tasks.model()
+    if momentum is None:
+        optimizer = hvs.SignSGD(net.parameters(), lr=0.01, weight_decay=0.1)
+    else:
+        optimizer = hvs.Signum(net.parameters(), lr=0.01, momentum=momentum, weight_decay=0.1)
+    optimizer = wrap(optimizer, net, abstain=abstain, transport=transport, bucket_cap_mb=0.001)
+    simulation = tasks.Simulation(tasks.values(net), hvd.size(), 0.01, momentum, 0.1, abstain)
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        tasks.backward(net, step)
+        optimizer.step()
+        simulation.step(tasks.gradients_of_all_ranks(net))
+    tasks.assert_replicas_identical(net)
+    for value, simulated in zip(tasks.values(net), simulation.x, strict=True):
+        np.testing.assert_allclose(value, simulated, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("momentum", [None, 0.9])
+def test_stock_wrapper_gives_the_same_parameters(momentum):
+    """Horovod's own DistributedOptimizer with our compression, and ours around the same optimizer, bit for bit."""
+    if hvd.size() == 1:
+        pytest.skip("Horovod's own wrapper does nothing on one rank")
+    stock_net, net = tasks.model(), tasks.model()
+    stock = hvd.DistributedOptimizer(
+        torch.optim.SGD(stock_net.parameters(), lr=0.01, momentum=0.5, nesterov=True),
+        named_parameters=stock_net.named_parameters(),
+        compression=compression(momentum, named_parameters=stock_net.named_parameters()),
+        op=hvd.Sum,
+    )
+    ours = wrap(
+        torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.5, nesterov=True), net, compression=compression(momentum)
+    )
+    for step in range(STEPS):
+        for optimizer, each in ((stock, stock_net), (ours, net)):
+            optimizer.zero_grad()
+            tasks.backward(each, step)
+            optimizer.step()
+    tasks.assert_replicas_identical(net)
+    for left, right in zip(tasks.values(stock_net), tasks.values(net), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def compression(momentum, **options):
+    return hvs.Compression.signsgd() if momentum is None else hvs.Compression.signum(momentum, **options)
+
+
+@pytest.mark.parametrize("warmup", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_stepping_from_bits_equals_stepping_from_votes(dtype, warmup):
+    """Signum's step by the kernel, and by torch on votes written into the gradients, bit for bit."""
+    nets = [tasks.model(dtype=dtype) for _ in range(2)]
+    fused, written = (wrap(hvs.Signum(n.parameters(), 0.01, 0.9, 0.1, warmup), n) for n in nets)
+    for step in range(STEPS):
+        for net, optimizer in zip(nets, (fused, written), strict=True):
+            optimizer.zero_grad()
+            tasks.backward(net, step, dtype)
+        fused.step()
+        written.synchronize()
+        with written.skip_synchronize():
+            written.step()
+    tasks.assert_replicas_identical(nets[0])
+    for left, right in zip(*map(tasks.values, nets), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+@pytest.mark.parametrize("make", [hvs.SignSGD, hvs.Signum])
+def test_one_rank_steps_like_the_plain_optimizer(make):
+    """On a process set of this rank alone, the vote is the rank's own, as in the plain optimizer."""
+    alone = hvd.size() == 1
+    sets = [hvd.global_process_set if alone else hvd.add_process_set([rank]) for rank in range(hvd.size())]
+    nets = [tasks.model(), tasks.model()]
+    plain = make(nets[0].parameters(), 0.01, weight_decay=0.1)
+    voted = wrap(make(nets[1].parameters(), 0.01, weight_decay=0.1), nets[1], process_set=sets[hvd.rank()])
+    for step in range(STEPS):
+        for net, optimizer in zip(nets, (plain, voted), strict=True):
+            optimizer.zero_grad()
+            tasks.backward(net, step)
+            optimizer.step()
+    for left, right in zip(*map(tasks.values, nets), strict=True):
+        np.testing.assert_array_equal(left, right)
+    for each in [] if alone else sets:
+        hvd.remove_process_set(each)
+
+
+def test_two_votes_on_disjoint_process_sets():
+    """Even and odd ranks train different models at the same time; each set's replicas are equal to its simulation."""
+    if hvd.size() == 1:
+        pytest.skip("one rank has no two sets")
+    members = [list(range(parity, hvd.size(), 2)) for parity in (0, 1)]
+    sets = [hvd.add_process_set(ranks) for ranks in members]
+    parity = hvd.rank() % 2
+    net = tasks.model(seed=parity)
+    optimizer = wrap(hvs.SignSGD(net.parameters(), 0.01), net, process_set=sets[parity])
+    simulation = tasks.Simulation(tasks.values(net), len(members[parity]), 0.01)
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        tasks.backward(net, step)
+        optimizer.step()
+        everyone = tasks.gradients_of_all_ranks(net)
+        simulation.step([everyone[rank] for rank in members[parity]])
+    for value, simulated in zip(tasks.values(net), simulation.x, strict=True):
+        np.testing.assert_allclose(value, simulated, rtol=1e-5, atol=1e-6)
+    for each in sets:
+        hvd.remove_process_set(each)
+
+
+def test_backward_passes_per_step():
+    net = tasks.model()
+    optimizer = wrap(hvs.Signum(net.parameters(), 0.01), net, backward_passes_per_step=3)
+    simulation = tasks.Simulation(tasks.values(net), hvd.size(), 0.01, 0.9)
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        for part in range(3):
+            tasks.backward(net, 3 * step + part)
+        optimizer.step()
+        simulation.step(tasks.gradients_of_all_ranks(net))
+    tasks.assert_replicas_identical(net)
+    for value, simulated in zip(tasks.values(net), simulation.x, strict=True):
+        np.testing.assert_allclose(value, simulated, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("momentum", [None, 0.9])
+@pytest.mark.parametrize("transport", ["exchange", "counts"])
+def test_a_parameter_without_gradient_on_some_rank_abstains_there(transport, momentum):
+    net = tasks.model()
+    plain = hvs.SignSGD(net.parameters(), 0.01) if momentum is None else hvs.Signum(net.parameters(), 0.01, momentum)
+    optimizer = wrap(plain, net, transport=transport)
+    simulation = tasks.Simulation(tasks.values(net), hvd.size(), 0.01, momentum)
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        frozen = net[3] if hvd.rank() == step % hvd.size() else None
+        if frozen is not None:
+            output = frozen.forward
+            frozen.forward = lambda x, f=frozen: torch.nn.functional.linear(x, f.weight.detach(), f.bias)
+        tasks.backward(net, step)
+        if frozen is not None:
+            frozen.forward = output
+            assert frozen.weight.grad is None
+        optimizer.step()
+        simulation.step(tasks.gradients_of_all_ranks(net))
+    tasks.assert_replicas_identical(net)
+    for value, simulated in zip(tasks.values(net), simulation.x, strict=True):
+        np.testing.assert_allclose(value, simulated, rtol=1e-5, atol=1e-6)
+
+
+def test_channels_last():
+    """Parameters and gradients of different memory layouts: coordinates are matched by index, not by position."""
+    net = tasks.model().to(memory_format=torch.channels_last)
+    net[3].weight.data = net[3].weight.data.t().contiguous().t()
+    assert not net[3].weight.is_contiguous()
+    optimizer = wrap(hvs.Signum(net.parameters(), 0.01), net)
+    simulation = tasks.Simulation(tasks.values(net), hvd.size(), 0.01, 0.9)
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        tasks.backward(net, step)
+        optimizer.step()
+        simulation.step(tasks.gradients_of_all_ranks(net))
+    tasks.assert_replicas_identical(net)
+    for value, simulated in zip(tasks.values(net), simulation.x, strict=True):
+        np.testing.assert_allclose(value, simulated, rtol=1e-5, atol=1e-6)
+
+
+def test_scheduler_and_state_made_before_wrapping_live_on():
+    net = tasks.model()
+    plain = torch.optim.Adam(net.parameters(), 0.01)
+    scheduler = torch.optim.lr_scheduler.StepLR(plain, 1, 0.5)
+    tasks.backward(net, 0)
+    plain.step()
+    optimizer = wrap(plain, net)
+    assert isinstance(optimizer, torch.optim.Adam)
+    assert optimizer.state[next(net.parameters())]["step"] == 1
+    hvd.broadcast_parameters(net.state_dict(), root_rank=0)
+    hvd.broadcast_optimizer_state(optimizer, root_rank=0)
+    optimizer.zero_grad()
+    tasks.backward(net, 1)
+    optimizer.step()
+    scheduler.step()
+    assert optimizer.param_groups[0]["lr"] == 0.005
+    assert {float(g) for p in net.parameters() for g in p.grad.flatten()} <= {-1.0, 0.0, 1.0}
+    tasks.assert_replicas_identical(net)
+
+
+@pytest.mark.parametrize("make", [hvs.SignSGD, hvs.Signum, torch.optim.AdamW])
+def test_broadcast_of_fresh_state_moves_nothing(make):
+    """Horovod's broadcast_optimizer_state makes missing state by a step; ours has nothing missing, so none is taken."""
+    net = tasks.model()
+    before = tasks.values(net)
+    optimizer = wrap(make(net.parameters(), 0.01, weight_decay=0.0), net)
+    hvd.broadcast_optimizer_state(optimizer, root_rank=0)
+    for left, right in zip(before, tasks.values(net), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+@pytest.mark.parametrize("kind", ["Signum", "compression"])
+def test_state_dict_resumes_bit_exactly(kind):
+    def build():
+        net = tasks.model()
+        if kind == "Signum":
+            return net, wrap(hvs.Signum(net.parameters(), 0.01), net)
+        return net, wrap(torch.optim.Adam(net.parameters(), 0.01), net, compression=hvs.Compression.signum(warmup=True))
+
+    def train(net, optimizer, steps):
+        for step in steps:
+            optimizer.zero_grad()
+            tasks.backward(net, step)
+            optimizer.step()
+
+    net, optimizer = build()
+    train(net, optimizer, range(10))
+    saved = net.state_dict(), optimizer.state_dict()
+    resumed, resumed_optimizer = build()
+    resumed.load_state_dict(saved[0])
+    resumed_optimizer.load_state_dict(saved[1])
+    train(resumed, resumed_optimizer, range(10, 20))
+    whole, whole_optimizer = build()
+    train(whole, whole_optimizer, range(20))
+    for left, right in zip(tasks.values(resumed), tasks.values(whole), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def test_clipping_between_synchronize_and_step():
+    net = tasks.model()
+    optimizer = wrap(torch.optim.SGD(net.parameters(), 1.0), net)
+    tasks.backward(net, 0)
+    before = tasks.values(net)
+    optimizer.synchronize()
+    torch.nn.utils.clip_grad_norm_(net.parameters(), 0.5)
+    with optimizer.skip_synchronize():
+        optimizer.step()
+    moved = np.sqrt(sum(((a - b) ** 2).sum() for a, b in zip(tasks.values(net), before, strict=True)))
+    np.testing.assert_allclose(moved, 0.5, rtol=1e-3)
+
+
+def test_closure():
+    net = tasks.model()
+    optimizer = wrap(hvs.SignSGD(net.parameters(), 0.01), net)
+
+    def closure():
+        optimizer.zero_grad()
+        tasks.backward(net, 0)
+        return 1.5
+
+    assert optimizer.step(closure) == 1.5
+    tasks.assert_replicas_identical(net)
+
+
+def test_sent_bytes_are_those_of_one_bit_each_way():
+    """Gradients of one sign everywhere: no second plane, so (M-1)/M * n/8 bytes in each phase, and a byte a message."""
+    size = hvd.size()
+    p = torch.nn.Parameter(torch.zeros(64 * size * 10))
+    optimizer = hvs.DistributedOptimizer(hvs.SignSGD([p], 0.01))
+    (p.sum() * (1 + hvd.rank())).backward()
+    optimizer.step()
+    assert optimizer.bytes_sent == 2 * (size - 1) * (80 + 1)
+    assert (p == -torch.tensor(0.01)).all()
+
+
+def test_mistakes_are_one_clear_sentence():
+    net = tasks.model()
+    parameters = list(net.named_parameters())
+
+    def sgd():
+        return torch.optim.SGD(net.parameters(), 0.1)
+
+    for arguments, kind, words in [
+        ((hvd.DistributedOptimizer(sgd()),), ValueError, "already wrapped by Horovod's own"),
+        ((wrap(sgd(), net),), ValueError, "already wrapped by hvs"),
+        (("sgd",), TypeError, "must be a torch.optim.Optimizer"),
+        ((sgd(), parameters[:-1]), ValueError, "lacks parameters"),
+        ((sgd(), [*parameters, parameters[0]]), ValueError, "must be unique"),
+        ((sgd(), [p for _, p in parameters]), ValueError, "pairs of name and parameter"),
+        ((hvs.Signum(net.parameters(), 0.1), None, hvs.Compression.signum()), ValueError, "leave out compression"),
+    ]:
+        with pytest.raises(kind, match=words):
+            hvs.DistributedOptimizer(*arguments)
+    for options, kind, words in [
+        ({"op": hvd.Average}, TypeError, "has no op"),
+        ({"transport": "ring"}, ValueError, "transport must be"),
+        ({"backward_passes_per_step": 0}, ValueError, "at least 1"),
+        ({"process_set": hvd.ProcessSet([0])}, ValueError, "not registered"),
+    ]:
+        with pytest.raises(kind, match=words):
+            hvs.DistributedOptimizer(sgd(), **options)
+    for options in ({"lr": -1.0}, {"lr": 0.1, "weight_decay": -1.0}, {"lr": 0.1, "momentum": 1.0}):
+        with pytest.raises(ValueError, match="at least 0"):
+            hvs.Signum(net.parameters(), **options)
+    with pytest.raises(TypeError, match=r"complex64.*votes are on"):
+        hvs.DistributedOptimizer(hvs.SignSGD([torch.nn.Parameter(torch.zeros(3, dtype=torch.complex64))], 0.1))
+
+
+def test_misuse_in_the_loop():
+    net = tasks.model()
+    optimizer = wrap(hvs.SignSGD(net.parameters(), 0.01), net)
+    tasks.backward(net, 0)
+    with pytest.raises(AssertionError, match="being voted on"):
+        optimizer.zero_grad()
+    with pytest.raises(AssertionError, match="more than backward_passes_per_step=1"):
+        tasks.backward(net, 1)
+    optimizer.step()
+    with pytest.raises(AssertionError, match="needs optimizer.synchronize"), optimizer.skip_synchronize():
+        pass
+    tasks.assert_replicas_identical(net)
+
+
+@pytest.mark.parametrize("what", ["shape", "number", "order", "dtype", "options"])
+def test_ranks_whose_parameters_differ_are_all_told(what):
+    if hvd.size() == 1:
+        pytest.skip("one rank agrees with itself")
+    odd = MPI.COMM_WORLD.rank == hvd.size() - 1
+    shapes = [(3, 4), (5,)]
+    if odd and what == "shape":
+        shapes[1] = (6,)
+    if odd and what == "number":
+        shapes.append((7,))
+    if odd and what == "order":
+        shapes.reverse()
+    dtype = torch.float64 if odd and what == "dtype" else torch.float32
+    parameters = [torch.nn.Parameter(torch.zeros(shape, dtype=dtype)) for shape in shapes]
+    with pytest.raises(ValueError, match=f"of rank 0 .* and of rank {hvd.size() - 1} .* differ"):
+        hvs.DistributedOptimizer(hvs.SignSGD(parameters, 0.1), abstain=not (odd and what == "options"))
+
+
+def test_averaged_counts_are_refused():
+    """Horovod's default op=Average would silently be a wrong vote in its own wrapper."""
+    if hvd.size() == 1:
+        pytest.skip("Horovod's own wrapper does nothing on one rank")
+    net = tasks.model()
+    optimizer = hvd.DistributedOptimizer(
+        torch.optim.SGD(net.parameters(), 0.1),
+        named_parameters=net.named_parameters(),
+        compression=hvs.Compression.signsgd(),
+    )
+    tasks.backward(net, 0)
+    with pytest.raises(ValueError, match="op=hvd.Sum"):
+        optimizer.step()
+
+
+def test_signum_in_the_stock_wrapper_needs_names():
+    if hvd.size() == 1:
+        pytest.skip("Horovod's own wrapper does nothing on one rank")
+    net = tasks.model()
+    hvd.DistributedOptimizer(torch.optim.SGD(net.parameters(), 0.1), compression=hvs.Compression.signum(), op=hvd.Sum)
+    with pytest.raises(ValueError, match="named_parameters=model.named_parameters"):
+        tasks.backward(net, 0)
