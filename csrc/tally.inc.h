@@ -5,19 +5,14 @@
 // where T = M. Counters therefore start at 2^top - 1 - M instead of 0: then bit `top` is the answer, and all the lower
 // bits are ones exactly at a tie. Where no ballot has a nonzero plane, T = N and the threshold is M / 2.
 
-//
-// Ballots are copied, a block of each at a time, to a table. Read in step from where they lie, they would evict each
-// other: planes of large tensors start at the same place in their pages, so that all ballots' lines compete for the
-// same few places of the L1 cache. While a block is copied the one to be copied next is asked for.
 
-#ifndef HS_TB
-#define HS_TB 512
+constexpr int kLine = 64;  // A cache line: ballots are read in step, a line of each at a time.
+constexpr int kLineVectors = kLine / kBytes;
+#ifndef HS_GROUP
+#define HS_GROUP 8
 #endif
-#ifndef TLOC
-#define TLOC 2
-#endif
-constexpr int kMaxGroup = 16;        // Ballots added together, at most.
-constexpr int kTallyBytes = HS_TB;  // Bytes of every ballot handled together.
+constexpr int kMaxGroup = HS_GROUP;      // Ballots added together, at most.
+constexpr int kTallyBytes = 1024;  // Bytes of every ballot handled together: the counters stay in the L1 cache.
 constexpr int kTallyVectors = kTallyBytes / kBytes;
 constexpr int kMaxTop = 31;
 
@@ -71,10 +66,15 @@ HS_INLINE void add_planes(U64* counter, int top, const In& in) {
   }
 }
 
-// A place in the ballots: from number `first` on, from byte `pos` on.
-struct Place {
-  int64_t first, pos;
+struct Filled {
+  alignas(64) uint8_t bytes[kTallyBytes];
+  constexpr explicit Filled(uint8_t value) : bytes() {
+    for (int i = 0; i < kTallyBytes; ++i) bytes[i] = value;
+  }
 };
+
+constexpr Filled kNoMinus(0x00);
+constexpr Filled kAllVote(0xff);
 
 struct Ballots {
   int64_t m;
@@ -82,84 +82,71 @@ struct Ballots {
   const uint8_t* const* nonzero;
 };
 
-HS_INLINE U64 load_part(const uint8_t* p, int bytes) {
-  U64 v = {};
-  memcpy(&v, p, bytes);
-  return v;
-}
+// Where a block of each of a group's ballots is to be read from. Missing ballots and planes are replaced by constant
+// ones, which add nothing.
+template <int kGroup>
+struct Group {
+  const uint8_t* sign[kGroup];
+  const uint8_t* nonzero[kGroup];
+  bool planes = false;  // Whether any of the ballots has a nonzero plane.
 
-// A block of each of a group's ballots, as planes to be added: who says minus, and who abstains.
-template <bool kPlanes, int kGroup>
-struct Table {
-  alignas(64) U64 minus[kGroup][kTallyVectors];
-  alignas(64) U64 idle[kPlanes ? kGroup : 1][kTallyVectors];
-  bool any_idle;  // Whether `idle` has to be added.
-
-  // Reads `bytes` bytes of the ballots at a place, and asks for those at `next`. What is missing to fill the group or
-  // the last vector becomes zeros, which add nothing.
-  HS_INLINE void read(const Ballots& ballots, Place at, Place next, int bytes) {
-    any_idle = false;
-    for (int j = 0; kPlanes && j < kGroup; ++j) any_idle |= at.first + j < ballots.m && ballots.nonzero[at.first + j];
+  HS_INLINE Group(const Ballots& ballots, int64_t first, int64_t pos) {
     for (int j = 0; j < kGroup; ++j) {
-      if (next.first + j < ballots.m) ask(ballots, next, j);
-      if (at.first + j >= ballots.m)
-        clear(j);
-      else if (kPlanes && ballots.nonzero[at.first + j])
-        read_both(j, ballots.sign[at.first + j] + at.pos, ballots.nonzero[at.first + j] + at.pos, bytes);
-      else
-        read_sign(j, ballots.sign[at.first + j] + at.pos, bytes);
+      const bool exists = first + j < ballots.m;
+      const uint8_t* votes = exists ? ballots.nonzero[first + j] : nullptr;
+      sign[j] = exists ? ballots.sign[first + j] + pos : kNoMinus.bytes;
+      nonzero[j] = votes ? votes + pos : kAllVote.bytes;
+      planes |= votes != nullptr;
     }
-  }
-
- private:
-  static HS_INLINE void ask(const Ballots& ballots, Place next, int j) {
-    HS_UNROLL
-    for (int i = 0; i < kTallyBytes; i += 64) __builtin_prefetch(ballots.sign[next.first + j] + next.pos + i, 0, TLOC);
-    if (!kPlanes || !ballots.nonzero[next.first + j]) return;
-    HS_UNROLL
-    for (int i = 0; i < kTallyBytes; i += 64)
-      __builtin_prefetch(ballots.nonzero[next.first + j] + next.pos + i, 0, TLOC);
-  }
-
-  HS_INLINE void clear(int j) {
-    memset(minus[j], 0, kTallyBytes);
-    if (kPlanes && any_idle) memset(idle[j], 0, kTallyBytes);
-  }
-
-  HS_INLINE void read_sign(int j, const uint8_t* sign, int bytes) {
-    const int whole = bytes / kBytes, rest = bytes % kBytes;
-    for (int v = 0; v < whole; ++v) minus[j][v] = load<U64>(sign + v * kBytes);
-    if (rest) minus[j][whole] = load_part(sign + whole * kBytes, rest);
-    if (kPlanes && any_idle) memset(idle[j], 0, kTallyBytes);
-  }
-
-  HS_INLINE void read_both(int j, const uint8_t* sign, const uint8_t* nonzero, int bytes) {
-    const int whole = bytes / kBytes, rest = bytes % kBytes;
-    for (int v = 0; v < whole; ++v) {
-      const U64 votes = load<U64>(nonzero + v * kBytes);
-      minus[j][v] = load<U64>(sign + v * kBytes) & votes;
-      idle[j][v] = ~votes;
-    }
-    if (rest) {
-      const U64 votes = load_part(nonzero + whole * kBytes, rest), valid = ~load_ones(rest);
-      minus[j][whole] = load_part(sign + whole * kBytes, rest) & votes;
-      idle[j][whole] = ~(votes | valid);
-    }
-  }
-
-  // Ones in the first `bytes` bytes.
-  static HS_INLINE U64 load_ones(int bytes) {
-    U64 v = {};
-    memset(&v, 0xff, bytes);
-    return v;
   }
 };
 
-// Adds vector v of a group. kPlanes: the counter counts 2 N + Z, otherwise N.
-template <bool kPlanes, int kGroup>
-HS_INLINE void add_group(U64* counter, int top, const Table<kPlanes, kGroup>& table, bool any_idle, int v) {
-  if (kPlanes && any_idle) add_planes<0, kGroup>(counter, top, [&](int j) HS_LAMBDA { return table.idle[j][v]; });
-  add_planes<kPlanes ? 1 : 0, kGroup>(counter, top, [&](int j) HS_LAMBDA { return table.minus[j][v]; });
+// The first `bytes` bytes (less than a line) of a group's ballots, made into whole lines.
+template <int kGroup>
+struct LastLines {
+  alignas(64) uint8_t sign[kGroup][kLine], nonzero[kGroup][kLine];
+
+  HS_INLINE Group<kGroup> copy(const Group<kGroup>& group, int offset, int bytes) {
+    Group<kGroup> here = group;
+    memset(sign, 0, sizeof sign);
+    memset(nonzero, 0xff, sizeof nonzero);
+    for (int j = 0; j < kGroup; ++j) {
+      memcpy(sign[j], group.sign[j] + offset, bytes);
+      memcpy(nonzero[j], group.nonzero[j] + offset, bytes);
+      here.sign[j] = sign[j];
+      here.nonzero[j] = nonzero[j];
+    }
+    return here;
+  }
+};
+
+// Adds the vector at `offset` of a group's ballots. kPlanes: the counter counts 2 N + Z, otherwise N.
+template <bool kPlanes, bool kIdle, int kGroup>
+HS_INLINE void add_group(U64* counter, int top, const Group<kGroup>& group, int offset) {
+  if (kIdle) {
+    add_planes<0, kGroup>(counter, top, [&](int j) HS_LAMBDA { return ~load<U64>(group.nonzero[j] + offset); });
+    add_planes<1, kGroup>(counter, top, [&](int j) HS_LAMBDA {
+      return load<U64>(group.sign[j] + offset) & load<U64>(group.nonzero[j] + offset);
+    });
+  } else {
+    add_planes<kPlanes ? 1 : 0, kGroup>(counter, top,
+                                        [&](int j) HS_LAMBDA { return load<U64>(group.sign[j] + offset); });
+  }
+}
+
+// Calls add(group, offset, v) for every vector v of a group's block; the last line may be a part of one.
+template <int kGroup, class Add>
+HS_INLINE void for_vectors(const Group<kGroup>& group, int bytes, const Add& add) {
+  const int whole = bytes / kLine, rest = bytes % kLine;
+  for (int line = 0; line < whole; ++line) {
+    HS_UNROLL
+    for (int v = 0; v < kLineVectors; ++v) add(group, line * kLine + v * kBytes, line * kLineVectors + v);
+  }
+  if (rest) {
+    LastLines<kGroup> last;
+    const Group<kGroup> copy = last.copy(group, whole * kLine, rest);
+    for (int v = 0; v < kLineVectors; ++v) add(copy, v * kBytes, whole * kLineVectors + v);
+  }
 }
 
 // A block's results: the sign plane and the plane of ties.
@@ -179,34 +166,38 @@ struct Results {
 template <bool kPlanes, int kGroup>
 void tally_few(const Threshold& threshold, const Ballots& ballots, int64_t pos, int bytes, Results& results) {
   constexpr int kTop = kLowestTop<kPlanes, kGroup>;
-  Table<kPlanes, kGroup> table;
-  table.read(ballots, {0, pos}, {0, pos + kTallyBytes}, bytes);
   U64 start[kTop + 1];
   for (int i = 0; i <= kTop; ++i) start[i] = threshold.start(i);
-  for (int v = 0; v * kBytes < bytes; ++v) {
+  for_vectors(Group<kGroup>(ballots, 0, pos), bytes, [&](const Group<kGroup>& group, int offset, int v) HS_LAMBDA {
     U64 counter[kTop + 1];
     HS_UNROLL
     for (int i = 0; i <= kTop; ++i) counter[i] = start[i];
-    add_group<kPlanes, kGroup>(counter, kTop, table, true, v);
+    add_group<kPlanes, kPlanes>(counter, kTop, group, offset);
     results.set(v, counter, kTop);
-  }
+  });
 }
 
-// Any number of ballots, a group at a time over the whole block, the counters being in memory.
+// Adds a group to the counters of a block, which are in memory.
+template <bool kPlanes, bool kIdle>
+HS_INLINE void add_block(U64* counters, int top, const Group<kMaxGroup>& group, int bytes) {
+  for_vectors(group, bytes, [&](const Group<kMaxGroup>& some, int offset, int v) HS_LAMBDA {
+    add_group<kPlanes, kIdle>(counters + v * (top + 1), top, some, offset);
+  });
+}
+
+// Any number of ballots, a group at a time over the whole block.
 template <bool kPlanes>
 void tally_many(const Threshold& threshold, const Ballots& ballots, int64_t pos, int bytes, Results& results) {
-  Table<kPlanes, kMaxGroup> table;
   U64 counters[kTallyVectors * (kMaxTop + 1)];
   const int top = threshold.top, levels = top + 1;
   for (int v = 0; v < kTallyVectors; ++v)
     for (int i = 0; i < levels; ++i) counters[v * levels + i] = threshold.start(i);
   for (int64_t first = 0; first < ballots.m; first += kMaxGroup) {
-    const bool last = first + kMaxGroup >= ballots.m;
-    table.read(ballots, {first, pos}, last ? Place{0, pos + kTallyBytes} : Place{first + kMaxGroup, pos}, bytes);
-    if (table.any_idle)
-      for (int v = 0; v * kBytes < bytes; ++v) add_group<kPlanes>(counters + v * levels, top, table, true, v);
+    const Group<kMaxGroup> group(ballots, first, pos);
+    if (kPlanes && group.planes)
+      add_block<kPlanes, kPlanes>(counters, top, group, bytes);
     else
-      for (int v = 0; v * kBytes < bytes; ++v) add_group<kPlanes>(counters + v * levels, top, table, false, v);
+      add_block<kPlanes, false>(counters, top, group, bytes);
   }
   for (int v = 0; v * kBytes < bytes; ++v) results.set(v, counters + v * levels, top);
 }
@@ -237,7 +228,7 @@ struct Output {
 
 template <bool kPlanes>
 int64_t tally_ballots(const Ballots& ballots, int64_t nbytes, uint8_t* out_sign, uint8_t* out_nonzero) {
-  const int lowest = ballots.m <= 8 ? kLowestTop<kPlanes, 8> : kLowestTop<kPlanes, kMaxGroup>;
+  const int lowest = ballots.m <= 8 ? kLowestTop<kPlanes, 8> : kLowestTop<kPlanes, 16>;
   const Threshold threshold(ballots.m, kPlanes, lowest);
   Output out{out_sign, out_nonzero, 0};
   Results results;
@@ -245,8 +236,8 @@ int64_t tally_ballots(const Ballots& ballots, int64_t nbytes, uint8_t* out_sign,
     const int bytes = nbytes - pos < kTallyBytes ? static_cast<int>(nbytes - pos) : kTallyBytes;
     if (ballots.m <= 8)
       tally_few<kPlanes, 8>(threshold, ballots, pos, bytes, results);
-    else if (ballots.m <= kMaxGroup)
-      tally_few<kPlanes, kMaxGroup>(threshold, ballots, pos, bytes, results);
+    else if (ballots.m <= 16)
+      tally_few<kPlanes, 16>(threshold, ballots, pos, bytes, results);
     else
       tally_many<kPlanes>(threshold, ballots, pos, bytes, results);
     out.put(threshold, results, pos, bytes);

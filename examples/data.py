@@ -1,4 +1,4 @@
-"""The examples' images: Fashion-MNIST where its files are found, else scikit-learn's digits; the same for all frameworks.
+"""The examples' images: Fashion-MNIST where its files are found, else scikit-learn's digits.
 
 Fashion-MNIST is 60,000 + 10,000 images of 28 x 28 in ten classes, in four files named as in `FILES`.
 """
@@ -59,7 +59,9 @@ def _find(folder: Path, name: str) -> Path | None:
 
 def _read_idx(path: Path) -> np.ndarray:
     # The idx format: 2 zero bytes, the type (8: uint8), the number of dimensions, big-endian sizes, data.
-    content = gzip.open(path).read() if path.suffix == ".gz" else path.read_bytes()
+    content = path.read_bytes()
+    if path.suffix == ".gz":
+        content = gzip.decompress(content)
     shape = np.frombuffer(content, ">i4", count=content[3], offset=4)
     return np.frombuffer(content, np.uint8, offset=4 + 4 * content[3]).reshape(shape)
 

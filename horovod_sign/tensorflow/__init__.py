@@ -7,9 +7,8 @@ For Keras models see `horovod_sign.tensorflow.keras`.
 """
 
 try:
-    import tensorflow  # noqa: F401
-
     import horovod.tensorflow  # noqa: F401
+    import tensorflow  # noqa: F401
 except ImportError as error:
     raise ImportError(
         f"horovod_sign.tensorflow needs TensorFlow and a Horovod built for it ({error}): pip install tensorflow, then "

@@ -45,6 +45,6 @@ def _first_difference(all_lines: list[list[str]]) -> str:
             what = "the options" if i == 0 else f"parameter {i - 1}"
             break
     return (
-        f"the ranks of a vote must have the same parameters in the same order, and the same options, but {what} of rank 0 "
-        f"({mine}) and of rank {rank} ({theirs}) differ: build model and optimizer alike on all ranks"
+        f"the ranks of a vote must have the same parameters in the same order, and the same options, but {what} of "
+        f"rank 0 ({mine}) and of rank {rank} ({theirs}) differ: build model and optimizer alike on all ranks"
     )

@@ -87,6 +87,9 @@ class Bucket:
 
     def _pack_part(self, part: Part, abstain: bool) -> tuple[int, int]:
         """Writes the planes of a part; returns how many coordinates are zero and how many NaN."""
+        rule = self._voter.vote_rule(self._voter.param_groups[part.group])
+        # All count all steps, also those without a gradient, so that a group warms up as one.
+        warm = any([warming_up(rule, self._voter.vote_state(p)) for p in part.parameters])  # noqa: C419
         present = [i for i, p in enumerate(part.parameters) if p.grad is not None]
         missing = 0
         if len(present) < len(part.parameters):
@@ -95,14 +98,11 @@ class Bucket:
         # Held until the kernel returns, since `like` may have made copies.
         gradients = [like(p, p.grad.to_dense() if p.grad.is_sparse else p.grad) for p in part.parameters]
         segments, mode = part.segments(gradients), native.ABSTAIN if abstain else native.ONEBIT
-        rule = self._voter.vote_rule(self._voter.param_groups[part.group])
         planes = self._sign, self._nonzero if abstain else None
         if not rule.has_momentum:
             zeros, nans = native.kernels().pack(part.dtype, mode, segments, *planes)
         else:
-            states = [self._voter.vote_state(p) for p in part.parameters]
-            momenta = [momentum_buffer(p, s).data_ptr() for p, s in zip(part.parameters, states, strict=True)]
-            warm = [warming_up(rule, s) for s in states][0]  # all count alike: they share a group
+            momenta = [momentum_buffer(p, self._voter.vote_state(p)).data_ptr() for p in part.parameters]
             zeros, nans = native.kernels().interpolate_pack(
                 part.dtype, mode, segments, momenta, rule.beta_vote, rule.beta_state, *planes, vote_gradient=warm
             )

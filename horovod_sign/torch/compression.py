@@ -57,8 +57,8 @@ class SignCompressor:
             if p.grad is gradient:
                 return self._states.setdefault(p, {})
         raise ValueError(
-            "Compression.signum() got a gradient of none of its named_parameters: name all parameters of the optimizer, "
-            "and with sparse gradients use hvs.DistributedOptimizer"
+            "Compression.signum() got a gradient of none of its named_parameters: name all parameters of the "
+            "optimizer, and with sparse gradients use hvs.DistributedOptimizer"
         )
 
 
@@ -86,7 +86,7 @@ class Compression:
 
     @staticmethod
     def signsgd(abstain: bool = True) -> SignCompressor:
-        """Vote on gradients. `abstain` counts in Horovod's own wrappers only; `hvs.DistributedOptimizer` has its own."""
+        """Vote on gradients. `abstain` is for Horovod's own wrappers; `hvs.DistributedOptimizer` has one itself."""
         return SignCompressor(rules.signsgd(), abstain)
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""`DistributedOptimizer`: any torch optimizer, stepping by the majority vote of all ranks instead of averaged gradients."""
+"""`DistributedOptimizer`: any torch optimizer, stepping by the majority vote of all ranks."""
 
 import itertools
 import warnings
@@ -9,22 +9,20 @@ import torch
 
 from horovod_sign.rules import Rule, choose_rule
 from horovod_sign.torch.agreement import check_same_parameters
+from horovod_sign.torch.arguments import check_arguments, check_parameters, named
 from horovod_sign.torch.buckets import make_buckets
 from horovod_sign.torch.collectives import HorovodCollectives
 from horovod_sign.torch.compression import SignCompressor
-from horovod_sign.torch.layout import is_dense
 from horovod_sign.torch.optimizers import SignOptimizer, momentum_buffer, take_step
 from horovod_sign.torch.pipeline import Pipeline
-from horovod_sign.torch.planes import check_votable
-from horovod_sign.voting.protocols import TRANSPORTS
 
 _SYNCHRONIZED_TWICE = (
     "optimizer.step() called after optimizer.synchronize() without optimizer.skip_synchronize(): this votes a second "
     "time on what the first vote left as gradients"
 )
 _RACE = (
-    "optimizer.zero_grad() was called after loss.backward() but before optimizer.step() or optimizer.synchronize(): the "
-    "gradients are being voted on"
+    "optimizer.zero_grad() was called after loss.backward() but before optimizer.step() or optimizer.synchronize(): "
+    "the gradients are being voted on"
 )
 _OWN_TO_A_CLASS = ("__dict__", "__weakref__", "__doc__")
 _numbers = itertools.count()
@@ -43,9 +41,9 @@ def DistributedOptimizer(
 ):
     """Wraps a torch optimizer so that each step is taken by majority vote, while `backward` still runs.
 
-    Each worker votes one bit a coordinate: the sign of its gradient (signSGD) or of its own momentum (Signum); a vote is
-    sign(sum over ranks of the signs) (Bernstein et al. 2018, arXiv 1802.04434, Algorithms 1 to 3). Around `SignSGD` and
-    `Signum` the step is theirs, by the vote; around any other optimizer the votes (-1, 0 or +1) are its gradients.
+    Each worker votes one bit a coordinate: the sign of its gradient (signSGD) or of its own momentum (Signum); a vote
+    is sign(sum over ranks of the signs) (Bernstein et al. 2018, arXiv 1802.04434, Algorithms 1 to 3). Around `SignSGD`
+    and `Signum` the step is theirs, by the vote; around any other optimizer the votes (-1, 0 or +1) are its gradients.
 
     A collective: all ranks of `process_set` call it, with the same parameters.
 
@@ -57,7 +55,8 @@ def DistributedOptimizer(
             themselves; around any other optimizer, signsgd. There is no way not to vote.
         backward_passes_per_step: backward passes whose gradients are summed before a vote.
         process_set: Horovod's, of the ranks that vote.
-        abstain: zeros, NaN and ties are 0 (True), or +1, which saves a third of the traffic at even rank counts (False).
+        abstain: zeros, NaN and ties are 0 (True), or +1 (False), which saves the bits that tell them apart: a third of
+            all at even rank counts.
         transport: "exchange", "counts", or "auto", which is the exchange. See `horovod_sign.majority_vote`.
         bucket_cap_mb: megabytes (10^6 bytes) of gradients in one vote; several votes overlap with backward.
 
@@ -70,21 +69,16 @@ def DistributedOptimizer(
         TypeError: an argument of Horovod's that a vote cannot have (op, groups, ...); parameters that have no kernel.
         ValueError: Horovod not initialised; an optimizer that is already wrapped; ranks that differ; bad options.
     """
-    _check_arguments(optimizer, backward_passes_per_step, process_set, transport, bucket_cap_mb, unsupported)
+    check_arguments(optimizer, backward_passes_per_step, process_set, transport, bucket_cap_mb, unsupported)
     own = type(optimizer).rule if isinstance(optimizer, SignOptimizer) else None
     chosen = choose_rule(
         optimizer.rule(optimizer.param_groups[0]) if own else None,
         compression.rule if compression is not None else None,
         type(optimizer).__name__,
     )
-    names = _named(optimizer, named_parameters)
+    names = named(optimizer, named_parameters)
     name = f"horovod_sign.torch.{next(_numbers)}"
-    for p, label in names.items():
-        check_votable(f"parameter {label}", p)
-        if not is_dense(p):
-            raise TypeError(
-                f"parameter {label} has holes or overlaps in memory (strides {p.stride()}): make it contiguous"
-            )
+    check_parameters(names)
     options = (
         f"abstain={abstain}, transport={transport}, {backward_passes_per_step} passes, bucket_cap_mb={bucket_cap_mb}"
     )
@@ -133,7 +127,7 @@ class _Distributed:
         return loss
 
     def synchronize(self):
-        """Makes the votes the gradients of the parameters. Between it and `step`, in `skip_synchronize`, change them."""
+        """Makes the votes the gradients of the parameters, to be changed before a `step` in `skip_synchronize`."""
         with torch.no_grad():
             for bucket, decided in self._pipeline.decisions():
                 bucket.write_votes(decided)
@@ -218,63 +212,6 @@ class _SignStep:
             return
         for bucket, decided in self._pipeline.decisions():
             bucket.take_step(decided)
-
-
-def _check_arguments(optimizer, passes, process_set, transport, bucket_cap_mb, unsupported):
-    if unsupported:
-        raise TypeError(
-            f"hvs.DistributedOptimizer has no {', '.join(unsupported)}: a vote is neither a sum nor an average and makes "
-            "its own groups; leave them out"
-        )
-    if not hvd.is_initialized():
-        raise ValueError("Horovod is not initialised: call hvd.init() before hvs.DistributedOptimizer")
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
-    if hasattr(optimizer, "_base") and hasattr(optimizer, "_pipeline"):
-        raise ValueError("the optimizer is already wrapped by hvs.DistributedOptimizer: wrap it once")
-    if hasattr(optimizer, "_allreduce_grad_async"):
-        raise ValueError(
-            "the optimizer is already wrapped by Horovod's own DistributedOptimizer, which averages gradients: give "
-            "hvs.DistributedOptimizer the plain optimizer instead"
-        )
-    if process_set.process_set_id is None:
-        raise ValueError(
-            "the process set is not registered: call hvd.add_process_set, or give hvd.init() process_sets="
-        )
-    if process_set.included() is False:
-        raise ValueError(f"rank {hvd.rank()} is not in the process set {process_set.ranks}: leave it out of the vote")
-    if transport not in TRANSPORTS:
-        raise ValueError(f"transport must be one of {', '.join(map(repr, TRANSPORTS))}, got {transport!r}")
-    if not isinstance(passes, int) or passes < 1:
-        raise ValueError(f"backward_passes_per_step must be an integer of at least 1, got {passes!r}")
-    if not bucket_cap_mb > 0:
-        raise ValueError(f"bucket_cap_mb must be more than 0, got {bucket_cap_mb!r}")
-
-
-def _named(optimizer, named_parameters) -> dict[torch.Tensor, str]:
-    """The trainable parameters in the optimizer's order, and their names."""
-    trainable = [
-        (f"{i}.{j}", p)
-        for i, group in enumerate(optimizer.param_groups)
-        for j, p in enumerate(group["params"])
-        if p.requires_grad
-    ]
-    if named_parameters is None:
-        return {p: f"number {place}" for place, p in trainable}
-    named = list(named_parameters)
-    if not all(isinstance(pair, tuple) and len(pair) == 2 for pair in named):
-        raise ValueError("named_parameters must be pairs of name and parameter, as model.named_parameters() gives")
-    names = [name for name, _ in named]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"names in named_parameters must be unique, but these are not: {', '.join(twice)}")
-    name_of = {p: name for name, p in named}
-    unnamed = [place for place, p in trainable if p not in name_of]
-    if unnamed:
-        raise ValueError(
-            f"named_parameters was given but lacks parameters of the optimizer (group.number): {', '.join(unnamed)}"
-        )
-    return {p: name_of[p] for _, p in trainable}
 
 
 def _make_states(optimizer, names):

@@ -1,7 +1,8 @@
 """SignSGD and Signum as plain torch optimizers: right on one process, and voted on in `DistributedOptimizer`.
 
 One step is x <- x - lr * (v + weight_decay * x), where v is the sign of what the worker votes on (on one process), or
-the majority vote of all (distributed). Weight decay is decoupled (Bernstein et al. 2019, arXiv 1810.05291, Algorithm 1).
+the majority vote of all (distributed). Weight decay is decoupled (Bernstein et al. 2019, arXiv 1810.05291,
+Algorithm 1).
 """
 
 import torch
@@ -125,10 +126,8 @@ def local_ballot(rule: rules.Rule, gradient: torch.Tensor, state: dict) -> torch
         return gradient
     m, g = momentum_buffer(gradient, state), gradient.to(torch.float32)
     finite = torch.isfinite(g)
-    if warming_up(rule, state):
-        voted = gradient
-    else:
-        voted = torch.where(finite, _interpolate(rule.beta_vote, m, g), g)
+    warm = warming_up(rule, state)
+    voted = gradient if warm else torch.where(finite, _interpolate(rule.beta_vote, m, g), g)
     m.copy_(torch.where(finite, _interpolate(rule.beta_state, m, g), m))
     return voted
 

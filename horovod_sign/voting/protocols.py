@@ -44,8 +44,8 @@ def counts(
 ) -> Generator[Request, Any, messages.Planes]:
     """Allreduce of bit-counts: sign + 1 (0, 1 or 2) of each coordinate in a field that can hold the sum over all ranks.
 
-    Fields are b bits wide, b in {2, 4, 8, 16} the smallest with 2**b > 2*M, so a plain integer sum adds them all without
-    a carry. A trailing field counts the voters V; a field above V is +1, below is -1, equal is 0. A rank that
+    Fields are b bits wide, b in {2, 4, 8, 16} the smallest with 2**b > 2*M, so a plain integer sum adds them all
+    without a carry. A trailing field counts the voters V; a field above V is +1, below is -1, equal is 0. A rank that
     contributes zeros (it has joined) is no voter.
 
     Args: as in `exchange`.

@@ -324,7 +324,7 @@ def test_misuse_in_the_loop():
     with pytest.raises(AssertionError, match="more than backward_passes_per_step=1"):
         tasks.backward(net, 1)
     optimizer.step()
-    with pytest.raises(AssertionError, match="needs optimizer.synchronize"), optimizer.skip_synchronize():
+    with pytest.raises(AssertionError, match="needs optimizer"), optimizer.skip_synchronize():
         pass
     tasks.assert_replicas_identical(net)
 
@@ -358,7 +358,7 @@ def test_averaged_counts_are_refused():
         compression=hvs.Compression.signsgd(),
     )
     tasks.backward(net, 0)
-    with pytest.raises(ValueError, match="op=hvd.Sum"):
+    with pytest.raises(ValueError, match=r"op=hvd\.Sum"):
         optimizer.step()
 
 
@@ -367,5 +367,5 @@ def test_signum_in_the_stock_wrapper_needs_names():
         pytest.skip("Horovod's own wrapper does nothing on one rank")
     net = tasks.model()
     hvd.DistributedOptimizer(torch.optim.SGD(net.parameters(), 0.1), compression=hvs.Compression.signum(), op=hvd.Sum)
-    with pytest.raises(ValueError, match="named_parameters=model.named_parameters"):
+    with pytest.raises(ValueError, match=r"named_parameters=model\.named_parameters"):
         tasks.backward(net, 0)

@@ -54,9 +54,7 @@ class MetricAverageCallback(keras.callbacks.Callback):
         keys = sorted(logs)
         check_agreement("MetricAverageCallback", f"metrics {', '.join(keys)}", None, self.process_set)
         values = np.array([logs[key] for key in keys], np.float64)
-        means = hvd.allreduce(
-            values, op=hvd.Average, name="horovod_sign.tf.metrics", process_set=self.process_set
-        )
+        means = hvd.allreduce(values, op=hvd.Average, name="horovod_sign.tf.metrics", process_set=self.process_set)
         logs.update(zip(keys, np.asarray(means).tolist(), strict=True))
 
 
@@ -148,9 +146,7 @@ class LearningRateWarmupCallback(LearningRateScheduleCallback):
             epoch += 1.0 / self.steps_per_epoch
             return 1.0 / hvd.size() * (epoch * (hvd.size() - 1) / warmup_epochs + 1)
 
-        super().__init__(
-            initial_lr, multiplier, 0, warmup_epochs, False, momentum_correction, steps_per_epoch
-        )
+        super().__init__(initial_lr, multiplier, 0, warmup_epochs, False, momentum_correction, steps_per_epoch)
         self.verbose = verbose
 
     def on_epoch_end(self, epoch, logs=None):

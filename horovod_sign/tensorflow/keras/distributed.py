@@ -60,9 +60,7 @@ def DistributedOptimizer(
     """
     if not isinstance(optimizer, keras.optimizers.Optimizer):
         raise TypeError(f"optimizer must be a Keras 3 optimizer, got {type(optimizer).__name__}")
-    check_arguments(
-        "DistributedOptimizer", compression, backward_passes_per_step, process_set, transport, unsupported
-    )
+    check_arguments("DistributedOptimizer", compression, backward_passes_per_step, process_set, transport, unsupported)
     inner = inner_optimizer(optimizer)
     if is_distributed(optimizer) or is_distributed(inner):
         raise ValueError("the optimizer is already wrapped by hvs.DistributedOptimizer: wrap it once, from outside")

@@ -104,9 +104,7 @@ class Signum(SignOptimizer):
     Reference: Bernstein et al. 2018, arXiv 1802.04434, Algorithm 2.
     """
 
-    def __init__(
-        self, learning_rate=0.001, momentum=0.9, weight_decay=None, warmup=False, name="signum", **kwargs
-    ):
+    def __init__(self, learning_rate=0.001, momentum=0.9, weight_decay=None, warmup=False, name="signum", **kwargs):
         rules.signum(momentum, warmup)  # raises if momentum is not possible
         super().__init__(learning_rate, weight_decay, name, **kwargs)
         self.momentum, self.warmup = momentum, warmup
@@ -120,7 +118,8 @@ class Signum(SignOptimizer):
             return
         super().build(variables)
         self._momenta = [
-            self.add_variable(v.shape, initializer="zeros", dtype="float32", name=f"{v.name}_momentum") for v in variables
+            self.add_variable(v.shape, initializer="zeros", dtype="float32", name=f"{v.name}_momentum")
+            for v in variables
         ]
 
     def get_config(self):

@@ -23,6 +23,8 @@ def load_model(filepath, custom_objects: dict | None = None, compile: bool = Tru
     if not compile:
         return model
     if getattr(model, "optimizer", None) is None:
-        raise ValueError(f"{filepath} holds no optimizer: compile the model before saving it, or load with compile=False")
+        raise ValueError(
+            f"{filepath} holds no optimizer: compile the model before saving it, or load with compile=False"
+        )
     DistributedOptimizer(model.optimizer, **options)
     return model

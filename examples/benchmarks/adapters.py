@@ -1,0 +1,147 @@
+"""One step's vote through the PyTorch adapter and through the TensorFlow adapter, side by side in one run.
+
+    ci/run 2 .venv/bin/python examples/benchmarks/adapters.py
+
+The gradients are those of a ResNet-50, 25.6 million coordinates in 160 variables, random, in memory when the clock
+starts. Two times are taken, in milliseconds: the *vote*, from gradients to votes, and the *step*, from gradients to
+parameters stepped by SignSGD. Rounds alternate between the adapters, so that whatever else the machine does hits both;
+medians over rounds, of the slowest rank of each round.
+"""
+
+import argparse
+import time
+
+import numpy as np
+from mpi4py import MPI
+
+comm = MPI.COMM_WORLD
+
+
+def resnet50_shapes() -> list[tuple[int, ...]]:
+    """The variables of a ResNet-50 for 1,000 classes, but for the last bias: 160 variables."""
+    shapes, inputs = [(7, 7, 3, 64), (64,), (64,)], 64
+    for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
+        for block in range(blocks):
+            convolutions = [(1, 1, inputs, width), (3, 3, width, width), (1, 1, width, 4 * width)]
+            convolutions += [(1, 1, inputs, 4 * width)] if block == 0 else []
+            for shape in convolutions:
+                shapes += [shape, shape[-1:], shape[-1:]]
+            inputs = 4 * width
+    return [*shapes, (inputs, 1000)]
+
+
+def torch_contender(gradients, momentum, transport):
+    """(set_up, vote, step) with PyTorch."""
+    import horovod.torch as hvd
+    import torch
+
+    import horovod_sign.torch as hvs
+
+    hvd.init()
+    torch.set_num_threads(1)
+    sources = [torch.from_numpy(g) for g in gradients]
+
+    def make(optimizer_class, **options):
+        parameters = [torch.nn.Parameter(torch.zeros(g.shape)) for g in gradients]
+        return parameters, hvs.DistributedOptimizer(
+            optimizer_class(parameters, lr=0.001), transport=transport, **options
+        )
+
+    compression = hvs.Compression.signum(momentum) if momentum else None
+    voting, voter = make(torch.optim.SGD, compression=compression)
+    stepping, stepper = make(hvs.Signum if momentum else hvs.SignSGD)
+
+    def set_up():
+        for parameters in (voting, stepping):
+            for p, source in zip(parameters, sources, strict=True):
+                p.grad = source.clone()
+
+    def vote():
+        voter.synchronize()
+        with voter.skip_synchronize():
+            pass
+        voter._synchronized = False
+        return [p.grad.numpy() for p in voting]
+
+    return set_up, vote, stepper.step
+
+
+def tensorflow_contender(gradients, momentum, transport):
+    """(set_up, vote, step) with TensorFlow."""
+    import horovod.tensorflow as hvd
+    import tensorflow as tf
+
+    import horovod_sign.tensorflow.keras as hvs
+    from horovod_sign import rules
+    from horovod_sign.tensorflow.election import Coordinates, Election
+    from horovod_sign.tensorflow.memory import OwnMomentum
+
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    hvd.init()
+    sources = [tf.constant(g) for g in gradients]
+    coordinates = [Coordinates(g.shape, tf.float32) for g in gradients]
+    rule = rules.signum(momentum) if momentum else rules.signsgd()
+    election = Election(rule, transport=transport)
+    memory = OwnMomentum(rule, coordinates) if momentum else None
+    labels = [str(i) for i in range(len(gradients))]
+    variables = [tf.Variable(tf.zeros(g.shape)) for g in gradients]
+    optimizer = hvs.DistributedOptimizer(
+        hvs.Signum(0.001, momentum) if momentum else hvs.SignSGD(0.001), transport=transport
+    )
+
+    @tf.function(autograph=False)
+    def vote():
+        return election.vote(sources, coordinates, labels, memory.next() if memory else None)
+
+    @tf.function(autograph=False)
+    def step():
+        optimizer.apply(sources, variables)
+
+    return lambda: None, lambda: [v.numpy() for v in vote()] if False else vote(), step
+
+
+def median_ms(times: list[float]) -> float:
+    return 1000 * float(np.median(times))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--momentum", type=float, default=0.0, help="vote by Signum; 0: by signSGD")
+    parser.add_argument("--transport", default="exchange", choices=["exchange", "counts"])
+    args = parser.parse_args()
+
+    random = np.random.default_rng(comm.rank)
+    gradients = [random.standard_normal(shape).astype(np.float32) for shape in resnet50_shapes()]
+    # TensorFlow first: imported after PyTorch it would share that library's thread settings.
+    contenders = {
+        "TensorFlow": tensorflow_contender(gradients, args.momentum, args.transport),
+        "PyTorch": torch_contender(gradients, args.momentum, args.transport),
+    }
+    times = {(name, what): [] for name in contenders for what in ("vote", "step")}
+    for round_number in range(args.rounds + 3):
+        votes = {}
+        for name, (set_up, *actions) in contenders.items():
+            set_up()
+            for what, action in zip(("vote", "step"), actions, strict=True):
+                comm.Barrier()
+                start = time.perf_counter()
+                result = action()
+                slowest = comm.allreduce(time.perf_counter() - start, MPI.MAX)
+                if round_number >= 3:
+                    times[name, what].append(slowest)
+                votes[name] = result if what == "vote" else votes[name]
+        if round_number == 0:
+            pairs = zip(votes["TensorFlow"], votes["PyTorch"], strict=True)
+            assert all(np.array_equal(np.asarray(a), b) for a, b in pairs), "the adapters' votes differ"
+
+    if comm.rank == 0:
+        coordinates = sum(g.size for g in gradients)
+        print(f"{comm.size} ranks, {coordinates:,} coordinates in {len(gradients)} variables, {args.transport}")
+        for what in ("vote", "step"):
+            ours, reference = (median_ms(times[name, what]) for name in ("TensorFlow", "PyTorch"))
+            print(f"{what}: TensorFlow {ours:.1f} ms, PyTorch {reference:.1f} ms, ratio {ours / reference:.2f}")
+
+
+if __name__ == "__main__":
+    main()
