@@ -30,16 +30,13 @@ HS_INLINE void store(void* p, V v) {
 // The word whose lowest `count` (1 to 64) bits are ones.
 HS_INLINE uint64_t low_bits(int64_t count) { return ~uint64_t{0} >> (64 - count); }
 
-// How far ahead of a stream its next lines are asked for. Hardware prefetchers stop at page borders.
-#ifndef HS_PREFETCH
-#define HS_PREFETCH 1024
-#endif
-constexpr int kPrefetch = HS_PREFETCH;
+// Asks for the kLength bytes that a stream reads kPrefetch bytes later. For loops that do much with each byte, and so do
+// not by themselves run far enough ahead to keep memory busy; loops that do little are faster without.
+constexpr int kPrefetch = 1024;
 
 template <int kLength>
 HS_INLINE void prefetch(const uint8_t* p) {
-  if (kPrefetch)
-    for (int i = 0; i < kLength; i += 64) __builtin_prefetch(p + kPrefetch + i);
+  for (int i = 0; i < kLength; i += 64) __builtin_prefetch(p + kPrefetch + i);
 }
 
 // Word w of a plane (all ones where there is none), of which only `bytes` bytes may be read.
@@ -147,7 +144,7 @@ void pack_segment(const uint8_t* x, int64_t n, Ballot<kMode>& ballot) {
   typename T::Block block;
   const int64_t words = n / kBlock;
   for (int64_t w = 0; w < words; ++w, x += kBlock * T::kSize) {
-    prefetch<kBlock * T::kSize>(x);
+    if (kMode != HS_SIGNBIT) prefetch<kBlock * T::kSize>(x);
     load_block<T>(x, block);
     ballot.template put<T>(w, block, ~uint64_t{0});
   }
@@ -546,7 +543,6 @@ uint64_t read_loop(const uint8_t* data, int64_t nbytes) {
   U64 sum[kStreams] = {};
   int64_t i = 0;
   for (; i + kStreams * kBytes <= nbytes; i += kStreams * kBytes) {
-    prefetch<kStreams * kBytes>(data + i);
     HS_UNROLL
     for (int j = 0; j < kStreams; ++j) sum[j] += load<U64>(data + i + j * kBytes);
   }
@@ -561,7 +557,6 @@ void read_write_loop(uint8_t* data, int64_t nbytes) {
   constexpr int kStep = 4 * kBytes;
   int64_t i = 0;
   for (; i + kStep <= nbytes; i += kStep) {
-    prefetch<kStep>(data + i);
     HS_UNROLL
     for (int j = 0; j < kStep; j += kBytes) store(data + i + j, ~load<U64>(data + i + j));
   }

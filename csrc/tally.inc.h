@@ -6,17 +6,13 @@
 // bits are ones exactly at a tie. Where no ballot has a nonzero plane, T = N and the threshold is M / 2.
 
 
-constexpr int kLine = 64;  // A cache line: ballots are read in step, a line of each at a time.
+constexpr int kLine = 64;  // Bytes of a cache line: ballots are read in step, a line of each at a time.
 constexpr int kLineVectors = kLine / kBytes;
-#ifndef HS_GROUP
-#define HS_GROUP 8
-#endif
-constexpr int kMaxGroup = HS_GROUP;      // Ballots added together, at most.
 constexpr int kTallyBytes = 1024;  // Bytes of every ballot handled together: the counters stay in the L1 cache.
 constexpr int kTallyVectors = kTallyBytes / kBytes;
 constexpr int kMaxTop = 31;
 
-// The lowest `top` that leaves room for groups of kGroup planes added at level 0 and, when there are planes, at level 1.
+// The lowest `top` that leaves room for kGroup (8 or 16) planes added at level 0 and, when there are planes, at level 1.
 template <bool kPlanes, int kGroup>
 constexpr int kLowestTop = (kGroup == 8 ? 3 : 4) + (kPlanes ? 1 : 0);
 
@@ -179,8 +175,8 @@ void tally_few(const Threshold& threshold, const Ballots& ballots, int64_t pos, 
 
 // Adds a group to the counters of a block, which are in memory.
 template <bool kPlanes, bool kIdle>
-HS_INLINE void add_block(U64* counters, int top, const Group<kMaxGroup>& group, int bytes) {
-  for_vectors(group, bytes, [&](const Group<kMaxGroup>& some, int offset, int v) HS_LAMBDA {
+HS_INLINE void add_block(U64* counters, int top, const Group<8>& group, int bytes) {
+  for_vectors(group, bytes, [&](const Group<8>& some, int offset, int v) HS_LAMBDA {
     add_group<kPlanes, kIdle>(counters + v * (top + 1), top, some, offset);
   });
 }
@@ -192,8 +188,8 @@ void tally_many(const Threshold& threshold, const Ballots& ballots, int64_t pos,
   const int top = threshold.top, levels = top + 1;
   for (int v = 0; v < kTallyVectors; ++v)
     for (int i = 0; i < levels; ++i) counters[v * levels + i] = threshold.start(i);
-  for (int64_t first = 0; first < ballots.m; first += kMaxGroup) {
-    const Group<kMaxGroup> group(ballots, first, pos);
+  for (int64_t first = 0; first < ballots.m; first += 8) {
+    const Group<8> group(ballots, first, pos);
     if (kPlanes && group.planes)
       add_block<kPlanes, kPlanes>(counters, top, group, bytes);
     else
@@ -228,7 +224,7 @@ struct Output {
 
 template <bool kPlanes>
 int64_t tally_ballots(const Ballots& ballots, int64_t nbytes, uint8_t* out_sign, uint8_t* out_nonzero) {
-  const int lowest = ballots.m <= 8 ? kLowestTop<kPlanes, 8> : kLowestTop<kPlanes, 16>;
+  const int lowest = ballots.m > 8 && ballots.m <= 16 ? kLowestTop<kPlanes, 16> : kLowestTop<kPlanes, 8>;
   const Threshold threshold(ballots.m, kPlanes, lowest);
   Output out{out_sign, out_nonzero, 0};
   Results results;

@@ -12,7 +12,7 @@ from horovod_sign.tensorflow import bits as bit
 @functools.cache
 def packer(abstain):
     """Compiled: (sign plane, nonzero plane or None) of a list of tensors."""
-    return bit.compiled(lambda tensors: _planes([bit.signs(x, abstain) for x in tensors], abstain))
+    return bit.compiled(lambda tensors: bit.to_planes([bit.ballots(x, abstain) for x in tensors], abstain))
 
 
 @functools.cache
@@ -21,7 +21,7 @@ def momentum_packer(rule: Rule, abstain):
 
     def pack(gradients, momenta, *when):
         new, ballots = _advance(rule, abstain, gradients, momenta, *when)
-        return new, *_planes(ballots, abstain)
+        return new, *bit.to_planes(ballots, abstain)
 
     return bit.compiled(pack)
 
@@ -29,7 +29,7 @@ def momentum_packer(rule: Rule, abstain):
 @bit.compiled
 def signs(tensors):
     """Compiled: -1, 0 or +1 in the dtype of each tensor; NaN is 0."""
-    return [_numbers(*bit.signs(x, True), x.dtype) for x in tensors]
+    return [bit.to_numbers(bit.ballots(x, True), x.dtype) for x in tensors]
 
 
 @functools.cache
@@ -38,7 +38,7 @@ def momentum_signs(rule: Rule):
 
     def advance(gradients, momenta, *when):
         new, ballots = _advance(rule, True, gradients, momenta, *when)
-        return new, [_numbers(*ballot, g.dtype) for ballot, g in zip(ballots, gradients, strict=True)]
+        return new, [bit.to_numbers(b, g.dtype) for b, g in zip(ballots, gradients, strict=True)]
 
     return bit.compiled(advance)
 
@@ -49,12 +49,8 @@ def all_finite(tensors):
     return tf.reduce_all(tf.stack([tf.reduce_all(bit.is_finite(x)) for x in tensors]))
 
 
-def _numbers(sign, votes, dtype):
-    return tf.cast((1 - 2 * tf.cast(sign, tf.int8)) * tf.cast(votes, tf.int8), dtype)
-
-
 def _advance(rule, abstain, gradients, momenta, on_gradient, hold, nothing):
-    """(new momenta, (sign, votes) of what the worker votes on) by `rules`.
+    """(new momenta, ballots on what the worker votes on) by `rules`.
 
     Args:
         on_gradient: scalar bool: votes are on the gradients (the rule's warm-up).
@@ -67,9 +63,8 @@ def _advance(rule, abstain, gradients, momenta, on_gradient, hold, nothing):
         finite = bit.is_finite(g)
         state = _interpolate(rule.beta_state, m, g, nothing)
         view = state if rule.beta_vote == rule.beta_state else _interpolate(rule.beta_vote, m, g, nothing)
-        on_view, on_g = bit.signs(tf.where(finite, view, g), abstain), bit.signs(gradient, abstain)
-        pairs = zip(on_view, on_g, strict=True)
-        ballots.append([None if a is None else tf.where(on_gradient, b, a) for a, b in pairs])
+        on_view = bit.ballots(tf.where(finite, view, g), abstain)
+        ballots.append(tf.where(on_gradient, bit.ballots(gradient, abstain), on_view))
         new.append(tf.where(finite & ~hold, state, m))
     return new, ballots
 
@@ -82,11 +77,6 @@ def _interpolate(beta, m, g, nothing):
 def _rounded(product, nothing):
     """`product`, which the compiler cannot fuse with a sum into one rounding, so that momenta equal NumPy's."""
     return tf.bitcast(tf.bitwise.bitwise_xor(tf.bitcast(product, tf.uint32), nothing), tf.float32)
-
-
-def _planes(ballots, abstain):
-    sign = tf.concat([bit.to_plane(s, 0) for s, _ in ballots], axis=0)
-    return sign, tf.concat([bit.to_plane(z, 1) for _, z in ballots], axis=0) if abstain else None
 
 
 @functools.cache

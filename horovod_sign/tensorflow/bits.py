@@ -16,6 +16,8 @@ _INTEGERS = {
 }
 _PLACES = np.arange(8, dtype=np.uint8)
 
+VOTES = np.uint16(256)
+
 DTYPES = tuple(_INTEGERS)
 
 
@@ -30,15 +32,21 @@ def as_bits(x: tf.Tensor) -> tuple[tf.Tensor, int]:
     return tf.bitcast(x, integer), infinity
 
 
-def signs(x: tf.Tensor, abstain: bool) -> tuple[tf.Tensor, tf.Tensor | None]:
-    """(sign, votes) of each coordinate as uint8 0 or 1; `votes` is None for abstain=False, where zero and NaN are +1."""
+def ballots(x: tf.Tensor, abstain: bool) -> tf.Tensor:
+    """Each coordinate's ballot as a small integer: its sign (uint8 0 or 1), and if `abstain` 256 where it votes (uint16).
+
+    For abstain=False, zero and NaN have the sign 0 of a plus. Both planes in one integer, so that XLA packs them in
+    one pass over x.
+    """
     bits, infinity = as_bits(x)
     top = bits.dtype.size * 8 - 1
-    sign = tf.cast(tf.bitwise.right_shift(bits, tf.constant(top, bits.dtype)), tf.uint8)
+    sign = tf.bitwise.right_shift(bits, tf.constant(top, bits.dtype))
     magnitude = tf.bitwise.bitwise_and(bits, tf.constant((1 << top) - 1, bits.dtype))
     # One comparison for two: zero wraps to the largest integer, NaN is above infinity.
-    votes = tf.cast(magnitude - tf.constant(1, bits.dtype) < tf.constant(infinity, bits.dtype), tf.uint8)
-    return (sign, votes) if abstain else (tf.bitwise.bitwise_and(sign, votes), None)
+    votes = magnitude - tf.constant(1, bits.dtype) < tf.constant(infinity, bits.dtype)
+    if abstain:
+        return tf.cast(sign, tf.uint16) + tf.where(votes, VOTES, np.uint16(0))
+    return tf.where(votes, tf.cast(sign, tf.uint8), np.uint8(0))
 
 
 def is_finite(x: tf.Tensor) -> tf.Tensor:
@@ -48,18 +56,30 @@ def is_finite(x: tf.Tensor) -> tf.Tensor:
     return tf.bitwise.bitwise_and(bits, exponent) != exponent
 
 
-def to_plane(bits: tf.Tensor, padding: int) -> tf.Tensor:
-    """uint8 0 or 1, any shape, as a plane: whole 64-bit words, least significant bit first."""
-    flat = tf.reshape(bits, [-1])
+def to_planes(all_ballots: list[tf.Tensor], abstain: bool) -> tuple[tf.Tensor, tf.Tensor | None]:
+    """(sign plane, nonzero plane or None) of the ballots of several variables, each in whole 64-bit words."""
+    bytes_of = tf.concat([gather_bits(_whole_words(b, VOTES if abstain else np.uint8(0))) for b in all_ballots], axis=0)
+    if not abstain:
+        return bytes_of, None
+    return tf.cast(bytes_of, tf.uint8), tf.cast(tf.bitwise.right_shift(bytes_of, np.uint16(8)), tf.uint8)
+
+
+def to_numbers(all_ballots: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    """-1, 0 or +1 of ballots made with abstain=True."""
+    sign = 1 - 2 * tf.cast(tf.bitwise.bitwise_and(all_ballots, np.uint16(1)), tf.int8)
+    return tf.cast(tf.where(all_ballots >= VOTES, sign, tf.zeros_like(sign)), dtype)
+
+
+def _whole_words(x, padding):
+    flat = tf.reshape(x, [-1])
     missing = -flat.shape[0] % 64
-    if missing:
-        flat = tf.pad(flat, [[0, missing]], constant_values=tf.constant(padding, tf.uint8))
-    return gather_bits(flat)
+    return tf.pad(flat, [[0, missing]], constant_values=tf.constant(padding, x.dtype)) if missing else flat
 
 
 def gather_bits(bits: tf.Tensor) -> tf.Tensor:
-    """8 n bits (uint8 0 or 1) as n bytes."""
-    return tf.reduce_sum(tf.bitwise.left_shift(tf.reshape(bits, [-1, 8]), _PLACES), axis=1)
+    """8 n integers of which the lowest bit (of each byte) counts, as n integers: 8 bits a byte, the first lowest."""
+    places = np.arange(8, dtype=bits.dtype.as_numpy_dtype)
+    return tf.reduce_sum(tf.bitwise.left_shift(tf.reshape(bits, [-1, 8]), places), axis=1)
 
 
 def spread_bits(plane: tf.Tensor) -> tf.Tensor:

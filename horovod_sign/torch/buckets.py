@@ -1,7 +1,7 @@
 """Buckets: parameters that are voted on together, in one pair of bit planes.
 
-A Horovod op costs a millisecond or more before it moves a byte, so many small parameters share a vote. Parameters of
-one dtype and one parameter group form a *part* of a bucket, which the kernels handle in one call.
+A Horovod op costs a millisecond or more before it moves a byte, so many small parameters share a vote. Gradients are
+packed soon after they arrive, while they are still in the processor's cache, and many small ones in one call.
 """
 
 from typing import NamedTuple, Protocol
@@ -16,6 +16,9 @@ from horovod_sign.torch.optimizers import momentum_buffer, warming_up
 from horovod_sign.torch.planes import DTYPES
 from horovod_sign.voting.messages import Planes
 
+# Gradients are packed when so many bytes of them have arrived: few calls, and before they have left the cache.
+PACK_BYTES = 2**20
+
 
 class Voter(Protocol):
     """The optimizer that votes. Asked anew at each step, since loading a state replaces its groups and its state."""
@@ -29,21 +32,11 @@ class Voter(Protocol):
         """Where the momentum that a parameter votes by is kept."""
 
 
-class Part(NamedTuple):
-    """Parameters of one dtype and parameter group, and where their coordinates are in the planes of the bucket."""
+class Place(NamedTuple):
+    """Where a parameter belongs: the number of its group, and the byte of the planes where its bits start."""
 
-    dtype: str
     group: int
-    parameters: list[torch.Tensor]
-    offsets: list[int]
-
-    def segments(self, tensors: list[torch.Tensor]) -> native.Segments:
-        """The kernels' view of tensors, one for each parameter, in its memory layout."""
-        return native.Segments([(t.data_ptr(), t.numel()) for t in tensors], self.offsets)
-
-    def only(self, chosen: list[int]) -> "Part":
-        """The part with some of its parameters."""
-        return self._replace(parameters=[self.parameters[i] for i in chosen], offsets=[self.offsets[i] for i in chosen])
+    offset: int
 
 
 class Bucket:
@@ -60,67 +53,98 @@ class Bucket:
         self._voter = voter
         whole = native.Segments([(0, p.numel()) for p in self.parameters])
         self.plane_bytes, self.coordinates = whole.plane_bytes, whole.coordinates
-        self._parts = _parts(parameters, whole.offsets.tolist())
+        groups, offsets = [group for _, group in parameters], whole.offsets.tolist()
+        self._places = {p: Place(*at) for p, at in zip(self.parameters, zip(groups, offsets, strict=True), strict=True)}
         self._sign = np.zeros(self.plane_bytes, np.uint8)
         self._nonzero = np.zeros(self.plane_bytes, np.uint8)
+        self._forget()
+
+    def arrived(self, p: torch.Tensor, abstain: bool):
+        """The gradient of `p` is there: packs it, now or with the next ones."""
+        self._waiting.append(p)
+        self._waiting_bytes += p.numel() * p.element_size()
+        if self._waiting_bytes >= PACK_BYTES:
+            self._pack_waiting(abstain)
 
     def pack(self, abstain: bool) -> Planes:
-        """This rank's ballot by the rules, which also updates the momenta. The planes are reused by the next call."""
-        zeros, nans = np.sum([self._pack_part(part, abstain) for part in self._parts], axis=0, dtype=np.int64)
-        return Planes(self._sign, self._nonzero if abstain and zeros + nans else None)
+        """This rank's ballot, of all gradients as they are now if they were not packed before; momenta are updated.
+
+        The planes are overwritten by the ballot of the next step.
+        """
+        waiting = set(self._waiting)
+        self._waiting += [p for p in self.parameters if p not in self._packed and p not in waiting]
+        self._pack_waiting(abstain)
+        abstaining = self._abstaining
+        self._forget()
+        return Planes(self._sign, self._nonzero if abstain and abstaining else None)
 
     def write_votes(self, decided: Planes):
         """Makes the votes, -1, 0 or +1, the gradients of the parameters."""
-        for part in self._parts:
-            for p in part.parameters:
-                if p.grad is None or p.grad.is_sparse or p.grad.dtype != p.dtype or not same_layout(p, p.grad):
-                    p.grad = torch.empty_like(p, memory_format=torch.preserve_format)
-            segments = part.segments([p.grad for p in part.parameters])
-            native.kernels().unpack(part.dtype, segments, decided.sign, decided.nonzero)
+        for p in self.parameters:
+            if p.grad is None or p.grad.is_sparse or p.grad.dtype != p.dtype or not same_layout(p, p.grad):
+                p.grad = torch.empty_like(p, memory_format=torch.preserve_format)
+        for _, dtype, parameters in self._alike(self.parameters):
+            segments = self._segments(parameters, [p.grad for p in parameters])
+            native.kernels().unpack(dtype, segments, decided.sign, decided.nonzero)
 
     def take_step(self, decided: Planes):
         """x <- x - lr * (vote + weight_decay * x), straight from the bits, in one pass over the parameters."""
-        for part in self._parts:
-            group = self._voter.param_groups[part.group]
-            segments, lr, decay = part.segments(part.parameters), float(group["lr"]), float(group["weight_decay"])
-            native.kernels().apply(part.dtype, segments, decided.sign, decided.nonzero, lr, decay)
+        for group, dtype, parameters in self._alike(self.parameters):
+            segments, lr, decay = self._segments(parameters, parameters), group["lr"], group["weight_decay"]
+            native.kernels().apply(dtype, segments, decided.sign, decided.nonzero, float(lr), float(decay))
 
-    def _pack_part(self, part: Part, abstain: bool) -> tuple[int, int]:
-        """Writes the planes of a part; returns how many coordinates are zero and how many NaN."""
-        rule = self._voter.vote_rule(self._voter.param_groups[part.group])
-        # All count all steps, also those without a gradient, so that a group warms up as one.
-        warm = any([warming_up(rule, self._voter.vote_state(p)) for p in part.parameters])  # noqa: C419
-        present = [i for i, p in enumerate(part.parameters) if p.grad is not None]
-        missing = 0
-        if len(present) < len(part.parameters):
-            missing = self._abstain_where_no_gradient(part)
-            part = part.only(present)
+    def _forget(self):
+        """Expects the gradients of a new step."""
+        self._waiting: list[torch.Tensor] = []
+        self._waiting_bytes, self._abstaining = 0, 0
+        self._packed: set[torch.Tensor] = set()
+
+    def _pack_waiting(self, abstain: bool):
+        for group, dtype, parameters in self._alike(self._waiting):
+            rule = self._voter.vote_rule(group)
+            # All count all steps, also those without a gradient, so that a group warms up as one.
+            warm = any([warming_up(rule, self._voter.vote_state(p)) for p in parameters])  # noqa: C419
+            present = [p for p in parameters if p.grad is not None]
+            self._pack_alike(rule, warm, dtype, present, abstain)
+            self._abstain_for([p for p in parameters if p.grad is None])
+        self._packed.update(self._waiting)
+        self._waiting, self._waiting_bytes = [], 0
+
+    def _pack_alike(self, rule: Rule, warm: bool, dtype: str, parameters: list[torch.Tensor], abstain: bool):
+        """Packs parameters of one rule and dtype in one call of a kernel."""
         # Held until the kernel returns, since `like` may have made copies.
-        gradients = [like(p, p.grad.to_dense() if p.grad.is_sparse else p.grad) for p in part.parameters]
-        segments, mode = part.segments(gradients), native.ABSTAIN if abstain else native.ONEBIT
+        gradients = [like(p, p.grad.to_dense() if p.grad.is_sparse else p.grad) for p in parameters]
+        segments, mode = self._segments(parameters, gradients), native.ABSTAIN if abstain else native.ONEBIT
         planes = self._sign, self._nonzero if abstain else None
         if not rule.has_momentum:
-            zeros, nans = native.kernels().pack(part.dtype, mode, segments, *planes)
+            zeros, nans = native.kernels().pack(dtype, mode, segments, *planes)
         else:
-            momenta = [momentum_buffer(p, self._voter.vote_state(p)).data_ptr() for p in part.parameters]
+            momenta = [momentum_buffer(p, self._voter.vote_state(p)).data_ptr() for p in parameters]
             zeros, nans = native.kernels().interpolate_pack(
-                part.dtype, mode, segments, momenta, rule.beta_vote, rule.beta_state, *planes, vote_gradient=warm
+                dtype, mode, segments, momenta, rule.beta_vote, rule.beta_state, *planes, vote_gradient=warm
             )
-        return zeros + missing, nans
+        self._abstaining += zeros + nans
 
-    def _abstain_where_no_gradient(self, part: Part) -> int:
-        """Clears the planes of parameters without a gradient; returns how many coordinates those are.
+    def _abstain_for(self, parameters: list[torch.Tensor]):
+        """Clears the planes of parameters: with `abstain=False` a clear sign bit is a +1, as which a zero counts."""
+        for p in parameters:
+            start = self._places[p].offset
+            end = start + -(-p.numel() // 64) * 8
+            self._sign[start:end] = 0
+            self._nonzero[start:end] = 0
+            self._abstaining += p.numel()
 
-        With `abstain=False` a clear sign bit is a +1, which is what a zero counts as there.
-        """
-        missing = 0
-        for p, offset in zip(part.parameters, part.offsets, strict=True):
-            if p.grad is None:
-                end = offset + -(-p.numel() // 64) * 8
-                self._sign[offset:end] = 0
-                self._nonzero[offset:end] = 0
-                missing += p.numel()
-        return missing
+    def _alike(self, parameters: list[torch.Tensor]) -> list[tuple[dict, str, list[torch.Tensor]]]:
+        """Parameters by group and dtype: what one call of a kernel can handle."""
+        alike: dict[tuple, list[torch.Tensor]] = {}
+        for p in parameters:
+            alike.setdefault((self._places[p].group, DTYPES[p.dtype]), []).append(p)
+        return [(self._voter.param_groups[group], dtype, batch) for (group, dtype), batch in alike.items()]
+
+    def _segments(self, parameters: list[torch.Tensor], tensors: list[torch.Tensor]) -> native.Segments:
+        """The kernels' view of tensors that lie in memory like these parameters."""
+        memory = [(t.data_ptr(), t.numel()) for t in tensors]
+        return native.Segments(memory, [self._places[p].offset for p in parameters])
 
 
 def make_buckets(voter: Voter, capacity: int) -> list[Bucket]:
@@ -141,12 +165,3 @@ def make_buckets(voter: Voter, capacity: int) -> list[Bucket]:
         batches[-1].append((p, group))
         filled += size
     return [Bucket(f"bucket{i}", batch, voter) for i, batch in enumerate(batches) if batch]
-
-
-def _parts(parameters: list[tuple[torch.Tensor, int]], offsets: list[int]) -> list[Part]:
-    parts: dict[tuple, Part] = {}
-    for (p, group), offset in zip(parameters, offsets, strict=True):
-        part = parts.setdefault((p.dtype, group), Part(DTYPES[p.dtype], group, [], []))
-        part.parameters.append(p)
-        part.offsets.append(offset)
-    return list(parts.values())

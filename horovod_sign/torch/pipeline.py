@@ -31,6 +31,7 @@ class Pipeline:
     ):
         self.bytes_sent = 0
         self.passes = passes
+        self.in_backward = True  # False: nothing is packed before `decisions`
         self._buckets, self._collectives, self._name = buckets, collectives, name
         self._protocol = PROTOCOLS["exchange" if transport == "auto" else transport]
         self._abstain = abstain
@@ -63,7 +64,8 @@ class Pipeline:
                 self._start(bucket)
         # Phase by phase, not vote by vote: the second phase of one vote runs beside the first of the next.
         for bucket in self._buckets:
-            self._votes[bucket].advance()
+            if self._votes[bucket].phase == 1:
+                self._votes[bucket].advance()
         for bucket in self._buckets:
             vote = self._votes.pop(bucket)
             decided = vote.wait()
@@ -78,13 +80,15 @@ class Pipeline:
                 f"gradients were computed more than backward_passes_per_step={self.passes} times before step(): call "
                 "step() after that many backward passes, or raise backward_passes_per_step"
             )
-        if left == 0:
-            bucket = self._bucket_of[p]
-            self._waiting[bucket] -= 1
-            if self._waiting[bucket] == 0:
-                self._start(bucket)
-            for vote in self._votes.values():
-                vote.poll()
+        if left > 0 or not self.in_backward:
+            return
+        bucket = self._bucket_of[p]
+        bucket.arrived(p, self._abstain)
+        self._waiting[bucket] -= 1
+        if self._waiting[bucket] == 0:
+            self._start(bucket)
+        for vote in self._votes.values():
+            vote.poll()
 
     def _start(self, bucket: Bucket):
         ballot = bucket.pack(self._abstain)

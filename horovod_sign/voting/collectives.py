@@ -69,7 +69,8 @@ class Vote:
     def __init__(self, protocol: Generator[Request, np.ndarray, Any], collectives: Collectives, name: str):
         self.bytes_sent = 0
         self._protocol, self._collectives, self._name = protocol, collectives, name
-        self._phase, self._handle, self._decision = 0, None, None
+        self.phase = 0  # requests started so far
+        self._handle, self._decision = None, None
         self._continue(None)
 
     def poll(self):
@@ -95,5 +96,5 @@ class Vote:
             self._handle, self._decision = None, stop.value
             return
         self.bytes_sent += bytes_sent(request, self._collectives.size, self._collectives.rank)
-        self._handle = self._collectives.start(request, f"{self._name}.{self._phase}")
-        self._phase += 1
+        self._handle = self._collectives.start(request, f"{self._name}.{self.phase}")
+        self.phase += 1
