@@ -472,27 +472,33 @@ void apply(int dtype, int64_t k, void* const* x, const int64_t* n, const int64_t
   HS_FOR_DTYPE(dtype, (apply_segments<T>(k, x, n, off, sign, nonzero, lr, weight_decay)))
 }
 
-// The eight bits of a byte as eight bytes, each 0x00 or 0xff. The multiplication puts copies of the low seven bits side
-// by side, so that bit i of copy i is at 8 i; bit 7 goes in by hand, because copies of eight bits would overlap.
-HS_INLINE uint64_t bits_to_bytes(uint64_t byte) {
-  const uint64_t ones = 0x0101010101010101;
-  const uint64_t low = ((byte & 0x7f) * 0x0002040810204081) & ones;
-  return (low | (byte >> 7 << 56)) * 0xff;
+// The lowest kBytes bits of a word as bytes, 0 or 1. Each 64-bit lane takes eight bits and moves them apart, in steps.
+HS_INLINE U8 byte_lanes(uint64_t word) {
+  U64 shift;
+  HS_UNROLL
+  for (int i = 0; i < kBytes / 8; ++i) shift[i] = 8 * i;
+  U64 x = ((U64{} + word) >> shift) & 0xff;
+  x = (x | x << 28) & 0x0000000f0000000f;
+  x |= x << 14;
+  x |= x << 7;
+  return (U8)(x & 0x0101010101010101);
 }
 
-HS_INLINE uint64_t byte_at(const uint8_t* plane, int64_t i) { return plane ? plane[i] : 0xff; }
-
-// Eight votes as bytes.
-HS_INLINE uint64_t vote_bytes(uint64_t minus, uint64_t votes) {
-  return (bits_to_bytes(minus) | 0x0101010101010101) & bits_to_bytes(votes);
+// 64 votes as bytes: votes minus twice those for minus.
+HS_INLINE void vote_bytes(uint64_t minus, uint64_t votes, uint8_t* out) {
+  HS_UNROLL
+  for (int i = 0; i < kBlock; i += kBytes)
+    store(out + i, byte_lanes(votes >> i) - 2 * byte_lanes((minus & votes) >> i));
 }
 
 void unpack_int8(const uint8_t* sign, const uint8_t* nonzero, int64_t n, int8_t* out) {
-  const int64_t bytes = n / 8;
-  for (int64_t i = 0; i < bytes; ++i) store(out + 8 * i, vote_bytes(sign[i], byte_at(nonzero, i)));
-  if (const int64_t rest = n % 8) {
-    const uint64_t last = vote_bytes(sign[bytes], byte_at(nonzero, bytes));
-    memcpy(out + 8 * bytes, &last, rest);
+  uint8_t* bytes = reinterpret_cast<uint8_t*>(out);
+  const int64_t words = n / kBlock;
+  for (int64_t w = 0; w < words; ++w) vote_bytes(word_at(sign, w, 8), word_at(nonzero, w, 8), bytes + kBlock * w);
+  if (const int rest = static_cast<int>(n % kBlock)) {
+    uint8_t last[kBlock];
+    vote_bytes(word_at(sign, words, (rest + 7) / 8), word_at(nonzero, words, (rest + 7) / 8), last);
+    memcpy(bytes + kBlock * words, last, rest);
   }
 }
 

@@ -8,7 +8,10 @@
 
 constexpr int kLine = 64;  // Bytes of a cache line: ballots are read in step, a line of each at a time.
 constexpr int kLineVectors = kLine / kBytes;
-constexpr int kTallyBytes = 1024;  // Bytes of every ballot handled together: the counters stay in the L1 cache.
+#ifndef TB
+#define TB 1024
+#endif
+constexpr int kTallyBytes = TB;  // Bytes of every ballot handled together: the counters stay in the L1 cache.
 constexpr int kTallyVectors = kTallyBytes / kBytes;
 constexpr int kMaxTop = 31;
 
@@ -173,10 +176,15 @@ void tally_few(const Threshold& threshold, const Ballots& ballots, int64_t pos, 
   });
 }
 
-// Adds a group to the counters of a block, which are in memory.
+// Adds a group to the counters of a block, which are in memory, and asks for the same bytes of the next group.
 template <bool kPlanes, bool kIdle>
-HS_INLINE void add_block(U64* counters, int top, const Group<8>& group, int bytes) {
+HS_INLINE void add_block(U64* counters, int top, const Group<8>& group, const Group<8>& next, int bytes) {
   for_vectors(group, bytes, [&](const Group<8>& some, int offset, int v) HS_LAMBDA {
+    if (v % kLineVectors == 0) {
+      for (int j = 0; j < 8; ++j) __builtin_prefetch(next.sign[j] + v * kBytes, 0, TLOC);
+      if (kIdle)
+        for (int j = 0; j < 8; ++j) __builtin_prefetch(next.nonzero[j] + v * kBytes, 0, TLOC);
+    }
     add_group<kPlanes, kIdle>(counters + v * (top + 1), top, some, offset);
   });
 }
@@ -190,10 +198,12 @@ void tally_many(const Threshold& threshold, const Ballots& ballots, int64_t pos,
     for (int i = 0; i < levels; ++i) counters[v * levels + i] = threshold.start(i);
   for (int64_t first = 0; first < ballots.m; first += 8) {
     const Group<8> group(ballots, first, pos);
+    const bool last = first + 8 >= ballots.m;
+    const Group<8> next(ballots, last ? 0 : first + 8, last ? pos + kTallyBytes : pos);
     if (kPlanes && group.planes)
-      add_block<kPlanes, kPlanes>(counters, top, group, bytes);
+      add_block<kPlanes, kPlanes>(counters, top, group, next, bytes);
     else
-      add_block<kPlanes, false>(counters, top, group, bytes);
+      add_block<kPlanes, false>(counters, top, group, next, bytes);
   }
   for (int v = 0; v * kBytes < bytes; ++v) results.set(v, counters + v * levels, top);
 }

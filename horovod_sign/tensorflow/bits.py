@@ -33,7 +33,7 @@ def as_bits(x: tf.Tensor) -> tuple[tf.Tensor, int]:
 
 
 def ballots(x: tf.Tensor, abstain: bool) -> tf.Tensor:
-    """Each coordinate's ballot as a small integer: its sign (uint8 0 or 1), and if `abstain` 256 where it votes (uint16).
+    """Each coordinate's ballot in a small integer: sign (uint8 0 or 1), plus 256 where it votes if `abstain` (uint16).
 
     For abstain=False, zero and NaN have the sign 0 of a plus. Both planes in one integer, so that XLA packs them in
     one pass over x.

@@ -4,6 +4,7 @@ A Horovod op costs a millisecond or more before it moves a byte, so many small p
 packed soon after they arrive, while they are still in the processor's cache, and many small ones in one call.
 """
 
+from collections.abc import Container
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -42,6 +43,10 @@ class Place(NamedTuple):
 class Bucket:
     """Parameters that are voted on together.
 
+    Attributes:
+        ballot: this rank's planes, as last packed. Bits after the last coordinate of a parameter never abstain.
+        zeros, nans: how many coordinates of it abstain since they are zero (or without a gradient), or NaN.
+
     Args:
         name: unique within the optimizer.
         parameters: (parameter, number of its group), in the order of their coordinates.
@@ -55,9 +60,10 @@ class Bucket:
         self.plane_bytes, self.coordinates = whole.plane_bytes, whole.coordinates
         groups, offsets = [group for _, group in parameters], whole.offsets.tolist()
         self._places = {p: Place(*at) for p, at in zip(self.parameters, zip(groups, offsets, strict=True), strict=True)}
+        self._sizes = whole.lengths.tolist()
         self._sign = np.zeros(self.plane_bytes, np.uint8)
         self._nonzero = np.zeros(self.plane_bytes, np.uint8)
-        self._forget()
+        self.forget()
 
     def arrived(self, p: torch.Tensor, abstain: bool):
         """The gradient of `p` is there: packs it, now or with the next ones."""
@@ -74,32 +80,36 @@ class Bucket:
         waiting = set(self._waiting)
         self._waiting += [p for p in self.parameters if p not in self._packed and p not in waiting]
         self._pack_waiting(abstain)
-        abstaining = self._abstaining
-        self._forget()
-        return Planes(self._sign, self._nonzero if abstain and abstaining else None)
+        self.zeros, self.nans = self._zeros, self._nans
+        self.forget()
+        self.ballot = Planes(self._sign, self._nonzero if abstain and self.zeros + self.nans else None)
+        return self.ballot
 
     def write_votes(self, decided: Planes):
         """Makes the votes, -1, 0 or +1, the gradients of the parameters."""
-        for p in self.parameters:
+        trainable = [p for p in self.parameters if p.requires_grad]
+        for p in trainable:
             if p.grad is None or p.grad.is_sparse or p.grad.dtype != p.dtype or not same_layout(p, p.grad):
                 p.grad = torch.empty_like(p, memory_format=torch.preserve_format)
-        for _, dtype, parameters in self._alike(self.parameters):
+        for _, dtype, parameters in self._alike(trainable):
             segments = self._segments(parameters, [p.grad for p in parameters])
             native.kernels().unpack(dtype, segments, decided.sign, decided.nonzero)
 
     def take_step(self, decided: Planes):
         """x <- x - lr * (vote + weight_decay * x), straight from the bits, in one pass over the parameters."""
-        for group, dtype, parameters in self._alike(self.parameters):
+        # Parameters that were frozen since stay where they are, even with weight decay.
+        for group, dtype, parameters in self._alike([p for p in self.parameters if p.requires_grad]):
             segments, lr, decay = self._segments(parameters, parameters), group["lr"], group["weight_decay"]
             native.kernels().apply(dtype, segments, decided.sign, decided.nonzero, float(lr), float(decay))
 
-    def _forget(self):
+    def forget(self):
         """Expects the gradients of a new step."""
         self._waiting: list[torch.Tensor] = []
-        self._waiting_bytes, self._abstaining = 0, 0
+        self._waiting_bytes, self._zeros, self._nans = 0, 0, 0
         self._packed: set[torch.Tensor] = set()
 
     def _pack_waiting(self, abstain: bool):
+        self._check_sizes()
         for group, dtype, parameters in self._alike(self._waiting):
             rule = self._voter.vote_rule(group)
             # All count all steps, also those without a gradient, so that a group warms up as one.
@@ -123,7 +133,8 @@ class Bucket:
             zeros, nans = native.kernels().interpolate_pack(
                 dtype, mode, segments, momenta, rule.beta_vote, rule.beta_state, *planes, vote_gradient=warm
             )
-        self._abstaining += zeros + nans
+        self._zeros += zeros
+        self._nans += nans
 
     def _abstain_for(self, parameters: list[torch.Tensor]):
         """Clears the planes of parameters: with `abstain=False` a clear sign bit is a +1, as which a zero counts."""
@@ -132,7 +143,18 @@ class Bucket:
             end = start + -(-p.numel() // 64) * 8
             self._sign[start:end] = 0
             self._nonzero[start:end] = 0
-            self._abstaining += p.numel()
+            if p.numel() % 64:
+                self._nonzero[end - 8 : end] = np.packbits(np.arange(64) >= p.numel() % 64, bitorder="little")
+            self._zeros += p.numel()
+
+    def _check_sizes(self):
+        # The kernels trust lengths: a parameter that has grown would be written over its neighbours' bits.
+        for p, size in zip(self.parameters, self._sizes, strict=True):
+            if p.numel() != size:
+                raise RuntimeError(
+                    f"a parameter had {size} coordinates when hvs.DistributedOptimizer was made and now has "
+                    f"{p.numel()}: wrap the optimizer after the model has its final shape"
+                )
 
     def _alike(self, parameters: list[torch.Tensor]) -> list[tuple[dict, str, list[torch.Tensor]]]:
         """Parameters by group and dtype: what one call of a kernel can handle."""
@@ -147,14 +169,16 @@ class Bucket:
         return native.Segments(memory, [self._places[p].offset for p in parameters])
 
 
-def make_buckets(voter: Voter, capacity: int) -> list[Bucket]:
-    """Cuts the trainable parameters of an optimizer into buckets, last parameters first, as backward meets them.
+def make_buckets(voter: Voter, parameters: Container[torch.Tensor], capacity: int, first: int = 0) -> list[Bucket]:
+    """Cuts parameters of an optimizer into buckets, last parameters first, as backward meets them.
 
     Args:
         voter: the optimizer.
+        parameters: those of its parameters that want buckets.
         capacity: bytes of gradient in a bucket, which a parameter alone may exceed.
+        first: number of the first bucket; their names are numbered on.
     """
-    trainable = [(p, i) for i, group in enumerate(voter.param_groups) for p in group["params"] if p.requires_grad]
+    trainable = [(p, i) for i, group in enumerate(voter.param_groups) for p in group["params"] if p in parameters]
     batches: list[list[tuple[torch.Tensor, int]]] = [[]]
     filled = 0
     for p, group in reversed(trainable):
@@ -164,4 +188,4 @@ def make_buckets(voter: Voter, capacity: int) -> list[Bucket]:
             filled = 0
         batches[-1].append((p, group))
         filled += size
-    return [Bucket(f"bucket{i}", batch, voter) for i, batch in enumerate(batches) if batch]
+    return [Bucket(f"bucket{i}", batch, voter) for i, batch in enumerate(batches, first) if batch]

@@ -1,8 +1,11 @@
 """The three collectives of a vote by Horovod's engine, in the background; the handle is Horovod's."""
 
+import time
+
 import horovod.torch as hvd
 import numpy as np
 import torch
+from horovod.common.exceptions import HorovodInternalError
 
 from horovod_sign.voting.collectives import Allgather, Alltoall, Request
 
@@ -27,5 +30,16 @@ class HorovodCollectives:
         return hvd.poll(handle)
 
     def finish(self, handle: int) -> np.ndarray:
-        output = hvd.synchronize(handle)
+        try:
+            output = hvd.synchronize(handle)
+        except HorovodInternalError as error:
+            if "Join" not in str(error):
+                raise  # elastic Horovod catches it
+            raise RuntimeError(
+                "a rank has called hvd.join(), and the exchange needs all ranks: with uneven data, give "
+                'hvs.DistributedOptimizer transport="counts", in which joined ranks abstain'
+            ) from error
         return (output[0] if isinstance(output, tuple) else output).numpy()
+
+    def idle(self):
+        time.sleep(50e-6)

@@ -96,7 +96,7 @@ def DistributedOptimizer(
     wrapped._synchronized, wrapped._should_synchronize = False, True
     _make_states(wrapped, names)
     collectives, passes = HorovodCollectives(process_set), backward_passes_per_step
-    buckets = make_buckets(wrapped, int(bucket_cap_mb * 1e6))
+    buckets = make_buckets(wrapped, names, int(bucket_cap_mb * 1e6))
     wrapped._pipeline = Pipeline(buckets, collectives, transport, abstain, passes, name)
     return wrapped
 

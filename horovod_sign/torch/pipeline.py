@@ -32,24 +32,51 @@ class Pipeline:
         self.bytes_sent = 0
         self.passes = passes
         self.in_backward = True  # False: nothing is packed before `decisions`
-        self._buckets, self._collectives, self._name = buckets, collectives, name
+        self._buckets: list[Bucket] = []
+        self._collectives, self._name = collectives, name
         self._protocol = PROTOCOLS["exchange" if transport == "auto" else transport]
         self._abstain = abstain
-        self._bucket_of = {p: bucket for bucket in buckets for p in bucket.parameters}
+        self._bucket_of: dict[torch.Tensor, Bucket] = {}
         self._passes_left: dict[torch.Tensor, int] = {}
         self._waiting: dict[Bucket, int] = {}
         self._votes: dict[Bucket, Vote] = {}
+        self._arrived_as: dict[torch.Tensor, tuple[int, int]] = {}
+        self.add(buckets)
+
+    def add(self, buckets: list[Bucket]):
+        """Takes in buckets of further parameters, which have votes from now on. Their names must be new."""
+        for bucket in buckets:
+            self._buckets.append(bucket)
+            self._waiting[bucket] = len(bucket.parameters)
+            for p in bucket.parameters:
+                self._bucket_of[p], self._passes_left[p] = bucket, self.passes
+                p.register_post_accumulate_grad_hook(self._gradient_ready)
+
+    def restart(self, collectives: Collectives, name: str):
+        """Forgets what is under way and goes on with other ranks, when Horovod has been initialised anew."""
+        self._votes.clear()
+        self._collectives, self._name = collectives, name
+        for bucket in self._buckets:
+            bucket.forget()
         self.reset()
-        for p in self._bucket_of:
-            p.register_post_accumulate_grad_hook(self._gradient_ready)
 
     @property
     def started(self) -> bool:
-        """Whether a vote is on its way."""
-        return bool(self._votes)
+        """Whether gradients have been packed, or votes are on their way."""
+        return bool(self._votes or self._arrived_as)
+
+    @property
+    def untouched(self) -> bool:
+        """Whether no backward pass has reached a parameter since the last step."""
+        return all(left == self.passes for left in self._passes_left.values())
+
+    def edited(self) -> torch.Tensor | None:
+        """A parameter whose gradient was changed by torch after it had been packed in backward, if there is one."""
+        return next((p for p, version in self._arrived_as.items() if _version(p.grad) != version), None)
 
     def reset(self):
         """Expects the gradients of a new step. Only when no vote is on its way."""
+        self._arrived_as.clear()
         self._passes_left = dict.fromkeys(self._bucket_of, self.passes)
         self._waiting = {bucket: len(bucket.parameters) for bucket in self._buckets}
 
@@ -62,15 +89,19 @@ class Pipeline:
         for bucket in self._buckets:
             if bucket not in self._votes:
                 self._start(bucket)
-        # Phase by phase, not vote by vote: the second phase of one vote runs beside the first of the next.
-        for bucket in self._buckets:
-            if self._votes[bucket].phase == 1:
-                self._votes[bucket].advance()
-        for bucket in self._buckets:
-            vote = self._votes.pop(bucket)
-            decided = vote.wait()
+        pending = list(self._buckets)
+        while pending:
+            # Every vote goes on before the next decision is worked on, so that none waits for that work.
+            for bucket in pending:
+                self._votes[bucket].poll()
+            decided = next((bucket for bucket in pending if self._votes[bucket].decided), None)
+            if decided is None:
+                self._collectives.idle()
+                continue
+            pending.remove(decided)
+            vote = self._votes.pop(decided)
             self.bytes_sent += vote.bytes_sent
-            yield bucket, decided
+            yield decided, vote.wait()
         self.reset()
 
     def _gradient_ready(self, p: torch.Tensor):
@@ -84,6 +115,7 @@ class Pipeline:
             return
         bucket = self._bucket_of[p]
         bucket.arrived(p, self._abstain)
+        self._arrived_as[p] = _version(p.grad)
         self._waiting[bucket] -= 1
         if self._waiting[bucket] == 0:
             self._start(bucket)
@@ -94,3 +126,8 @@ class Pipeline:
         ballot = bucket.pack(self._abstain)
         protocol = self._protocol(ballot, self._collectives.rank, self._collectives.size, not self._abstain)
         self._votes[bucket] = Vote(protocol, self._collectives, f"{self._name}.{bucket.name}")
+
+
+def _version(gradient: torch.Tensor | None) -> tuple[int, int]:
+    """Differs once the gradient has been replaced, or changed in place."""
+    return (0, 0) if gradient is None else (id(gradient), gradient._version)

@@ -47,6 +47,9 @@ class Collectives(Protocol):
     def finish(self, handle: Any) -> np.ndarray:
         """Waits for a request and returns its result."""
 
+    def idle(self):
+        """Lets a moment pass for requests to go on."""
+
 
 def bytes_sent(request: Request, size: int, rank: int) -> int:
     """The payload that one rank sends to others for a request, by the bandwidth-optimal (ring) algorithms."""
@@ -69,24 +72,24 @@ class Vote:
     def __init__(self, protocol: Generator[Request, np.ndarray, Any], collectives: Collectives, name: str):
         self.bytes_sent = 0
         self._protocol, self._collectives, self._name = protocol, collectives, name
-        self.phase = 0  # requests started so far
+        self._phase = 0
         self._handle, self._decision = None, None
         self._continue(None)
+
+    @property
+    def decided(self) -> bool:
+        """Whether `wait` would return without waiting."""
+        return self._handle is None
 
     def poll(self):
         """Goes on as far as possible without waiting."""
         while self._handle is not None and self._collectives.done(self._handle):
-            self.advance()
-
-    def advance(self):
-        """Waits for the request that is under way, if one is, and starts the next."""
-        if self._handle is not None:
             self._continue(self._collectives.finish(self._handle))
 
     def wait(self):
         """Waits for the decision (`messages.Planes`) and returns it."""
         while self._handle is not None:
-            self.advance()
+            self._continue(self._collectives.finish(self._handle))
         return self._decision
 
     def _continue(self, result):
@@ -96,5 +99,5 @@ class Vote:
             self._handle, self._decision = None, stop.value
             return
         self.bytes_sent += bytes_sent(request, self._collectives.size, self._collectives.rank)
-        self._handle = self._collectives.start(request, f"{self._name}.{self.phase}")
-        self.phase += 1
+        self._handle = self._collectives.start(request, f"{self._name}.{self._phase}")
+        self._phase += 1

@@ -1,0 +1,69 @@
+"""What the benchmarks share: timing side by side on all ranks, bytes by the link's own counters, records."""
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from mpi4py import MPI
+
+LINK = Path("/sys/class/net/eth0/statistics")
+
+
+def link_bytes() -> int:
+    """Bytes that this host's link has sent so far; 0 where hosts.sh did not make the host."""
+    counter = LINK / "tx_bytes"
+    return int(counter.read_text()) if counter.exists() else 0
+
+
+def side_by_side(methods: dict[str, Callable[[], None]], rounds: int, warmup: int = 2) -> dict[str, list[dict]]:
+    """Runs all methods once in each round, so that what disturbs the machine disturbs them all alike.
+
+    Returns:
+        for each method, for each round: milliseconds (of the slowest rank) and bytes sent (by the busiest link).
+    """
+    comm = MPI.COMM_WORLD
+    results: dict[str, list[dict]] = {name: [] for name in methods}
+    for i in range(-warmup, rounds):
+        for name, run in methods.items():
+            comm.Barrier()
+            sent, start = link_bytes(), time.perf_counter()
+            run()
+            milliseconds = 1e3 * (time.perf_counter() - start)
+            comm.Barrier()
+            if i >= 0:
+                worst = comm.allreduce(milliseconds, MPI.MAX), comm.allreduce(link_bytes() - sent, MPI.MAX)
+                results[name].append({"ms": worst[0], "bytes": worst[1]})
+        progress(f"round {i + 1} of {rounds}")
+    progress("", end="\r")
+    return results
+
+
+def progress(text: str, end: str = "\r"):
+    """Shows on rank 0, on the terminal alone, how far it is."""
+    if MPI.COMM_WORLD.rank == 0:
+        print(f"{text:60}", end=end, file=sys.stderr, flush=True)
+
+
+def record(what: dict, method: str, rounds: list[dict]) -> dict:
+    """A line of the results: medians, and the quartiles as spread."""
+    times = sorted(r["ms"] for r in rounds)
+    quartiles = statistics.quantiles(times, n=4) if len(times) > 1 else [times[0]] * 3
+    return {
+        **what,
+        "method": method,
+        "ranks": MPI.COMM_WORLD.size,
+        "ms": statistics.median(times),
+        "ms_quartiles": [quartiles[0], quartiles[2]],
+        "bytes": statistics.median(r["bytes"] for r in rounds),
+        "rounds": len(times),
+    }
+
+
+def save(path: str | None, records: list[dict]):
+    """Appends records to a file of JSON lines, on rank 0."""
+    if path and MPI.COMM_WORLD.rank == 0:
+        with Path(path).open("a") as file:
+            file.writelines(json.dumps(each) + "\n" for each in records)

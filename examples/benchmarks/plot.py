@@ -1,0 +1,51 @@
+"""Draws the results of vote.py and step.py, one PNG a table, beside the file: python plot.py results.jsonl"""
+
+import itertools
+import json
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+COLOURS = {"float32": "#777777", "float16": "#aaaaaa", "byte_allgather": "#c8a951", "bit_allgather": "#8c9c5a"}
+OURS = "#2a6f97"
+
+
+def main():
+    path = Path(sys.argv[1])
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    key = lambda r: (r["kind"], r["rate"])  # noqa: E731
+    for (kind, rate), group in itertools.groupby(sorted(records, key=key), key):
+        picture = path.with_name(f"{kind}-{rate.replace(' ', '-')}.png")
+        draw(kind, rate, list(group), picture)
+        print(picture)
+
+
+def draw(kind: str, rate: str, records: list[dict], picture: Path):
+    """Bars by method, one panel for each number of ranks and of coordinates, milliseconds on a logarithmic axis."""
+    panels = sorted({(r["coordinates"], r["ranks"]) for r in records})
+    figure, axes = plt.subplots(1, len(panels), figsize=(3.2 * len(panels) + 1.6, 3.4), squeeze=False, sharey=True)
+    for axis, (coordinates, ranks) in zip(axes[0], panels, strict=True):
+        rows = [r for r in records if (r["coordinates"], r["ranks"]) == (coordinates, ranks)]
+        alone = next((r["ms"] for r in rows if r["method"] == "backward"), 0.0)
+        rows = [r for r in rows if r["method"] != "backward"]
+        names, times = [r["method"] for r in rows], [max(r["ms"] - alone, 0.01) for r in rows]
+        bars = axis.barh(names, times, color=[COLOURS.get(name, OURS) for name in names])
+        axis.bar_label(bars, [f"{t:.3g}" for t in times], padding=3, fontsize=8)
+        axis.set(xscale="log", title=f"{coordinates / 1e6:.3g} M coordinates, {ranks} ranks", xlabel="ms")
+        axis.set_xlim(min(times) / 2, max(times) * 4)
+        axis.title.set_fontsize(9)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0][0].invert_yaxis()
+    what = "the vote alone" if kind == "vote" else "what the optimizer adds to a backward alone"
+    figure.suptitle(f"{what}, {rate} (median; less is better)", fontsize=10)
+    figure.tight_layout()
+    figure.savefig(picture, dpi=130)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()

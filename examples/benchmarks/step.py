@@ -1,0 +1,146 @@
+"""A training step of a ResNet-50-sized model, ways side by side: mpirun -np 4 python step.py
+
+The model has the 161 parameters of ResNet-50 (25.6 million coordinates), last first, and its backward does nothing but
+write each gradient, so what is measured is what the optimizer adds: communication and update, less what overlaps.
+"""
+
+import argparse
+
+import horovod.torch as hvd
+import torch
+from measuring import record, save, side_by_side
+from mpi4py import MPI
+
+import horovod_sign.torch as hvs
+
+LR = 0.01
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="default: all")
+    parser.add_argument("--rounds", type=int, default=9, help="default: 9")
+    parser.add_argument("--pause-ms", type=float, default=0.0, help="time that backward takes beside; default: 0")
+    parser.add_argument("--rate", default="unshaped", help="what the links are shaped to, for the record")
+    parser.add_argument("--json", help="file to append results to")
+    return parser.parse_args()
+
+
+def resnet50_sizes() -> list[int]:
+    """Coordinates of each parameter of ResNet-50, in the model's order."""
+    sizes, inputs = [3 * 64 * 49, 64, 64], 64
+    for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
+        for block in range(blocks):
+            sizes += [inputs * width, width, width, width * width * 9, width, width]
+            sizes += [width * 4 * width, 4 * width, 4 * width]
+            if block == 0:
+                sizes += [inputs * 4 * width, 4 * width, 4 * width]
+            inputs = 4 * width
+    return [*sizes, 2048 * 1000, 1000]
+
+
+class _Layer(torch.autograd.Function):
+    """Passes its input on; its backward writes the gradient of one parameter."""
+
+    @staticmethod
+    def forward(ctx, x, p, gradient):
+        ctx.gradient = gradient
+        return x + 0
+
+    @staticmethod
+    def backward(ctx, output_gradient):
+        return output_gradient, ctx.gradient * 1.0001, None
+
+
+class Trainer:
+    """The model and one way to take its step."""
+
+    def __init__(self, wrap, gradients: list[torch.Tensor]):
+        self.parameters = [torch.nn.Parameter(torch.zeros_like(g)) for g in gradients]
+        self.gradients = gradients
+        named = [(f"p{i}", p) for i, p in enumerate(self.parameters)]
+        self.optimizer = wrap(self.parameters, named) if wrap else None
+
+    def step(self):
+        for p in self.parameters:
+            p.grad = None
+        x = torch.zeros(1, requires_grad=True)
+        for p, gradient in zip(self.parameters, self.gradients, strict=True):
+            x = _Layer.apply(x, p, gradient)
+        x.sum().backward()
+        if self.optimizer:
+            self.optimizer.step()
+
+
+class ByteAllgather:
+    """One byte a sign, each tensor gathered from all by all as it arrives (as GRACE does it)."""
+
+    def __init__(self, parameters, named):
+        self.handles = {}
+        for name, p in named:
+            p.register_post_accumulate_grad_hook(lambda p, name=name: self._start(p, name))
+
+    def _start(self, p, name):
+        self.handles[p] = hvd.allgather_async(torch.sign(p.grad).to(torch.int8).view(1, -1), name=f"byte.{name}")
+
+    @torch.no_grad()
+    def step(self):
+        for p, handle in self.handles.items():
+            total = hvd.synchronize(handle).sum(0, dtype=torch.int32)
+            p.add_(torch.sign(total).view_as(p), alpha=-LR)
+        self.handles.clear()
+
+
+def _horovod(**options):
+    return lambda parameters, named: hvd.DistributedOptimizer(torch.optim.SGD(parameters, LR), named, **options)
+
+
+def _ours(make, **options):
+    return lambda parameters, named: hvs.DistributedOptimizer(make(parameters, LR), named, **options)
+
+
+METHODS = {
+    "backward": None,
+    "float32": _horovod(),
+    "float16": _horovod(compression=hvd.Compression.fp16),
+    "byte_allgather": ByteAllgather,
+    "signsgd": _ours(hvs.SignSGD),
+    "signsgd_one_bit": _ours(hvs.SignSGD, abstain=False),
+    "signum_one_bit": _ours(hvs.Signum, abstain=False),
+}
+
+
+def main():
+    args = parse_arguments()
+    hvd.init()
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(hvd.rank())
+    gradients = [torch.randn(n, generator=generator) for n in resnet50_sizes()]
+    names = ["backward", *(name for name in args.methods if name != "backward")]
+    trainers = {name: Trainer(METHODS[name], gradients) for name in names}
+    results = side_by_side({name: each.step for name, each in trainers.items()}, args.rounds)
+    what = {"kind": "step", "rate": args.rate, "coordinates": sum(map(len, gradients)), "tensors": len(gradients)}
+    records = [record(what, name, rounds) for name, rounds in results.items()]
+    save(args.json, records)
+    if MPI.COMM_WORLD.rank == 0:
+        show(records)
+
+
+def show(records: list[dict]):
+    alone = records[0]["ms"]
+    base = next((r["ms"] - alone for r in records if r["method"] == "float32"), float("nan"))
+    print(
+        f"training step, {records[0]['coordinates'] / 1e6:.1f} M coordinates, {records[0]['ranks']} ranks, "
+        f"{records[0]['rate']}; backward alone {alone:.1f} ms; what each adds to it:"
+    )
+    for r in records[1:]:
+        added, (low, high) = r["ms"] - alone, (q - alone for q in r["ms_quartiles"])
+        print(
+            f"  {r['method']:16} {added:9.1f} ms ({low:.1f} to {high:.1f})  {base / added:6.1f} x less than float32"
+            f"  {r['bytes'] / 1e6:8.2f} MB sent",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""What happened in the votes of a step, seen from one rank: abstentions, ties, NaN, agreement, bytes.
+
+All of it is counted on bit planes (by popcount), locally: no rank sends anything for it.
+"""
+
+import math
+import warnings
+from typing import NamedTuple
+
+from horovod_sign.algebra import kernels
+from horovod_sign.voting.messages import Planes
+
+# A rank is reported when its mean agreement over so many steps is so far below what random votes would give.
+PATIENCE, MARGIN = 100, 0.05
+
+
+class VoteStatistics(NamedTuple):
+    """The votes of one step on one rank, in shares of its coordinates.
+
+    Attributes:
+        step: how many steps have been voted on.
+        coordinates: voted on in the step, n.
+        nans: coordinates that abstained because they were NaN on this rank (0 with `abstain=False`, where they are +1).
+        total_nans: the same, in all steps so far.
+        abstained: share of coordinates on which this rank abstained: zero, NaN, or without a gradient.
+        ties: share on which the vote is 0.
+        agreement: where this rank voted and the vote is not 0, the share on which they are the same; NaN if nowhere.
+        mean_agreement: its running mean over the last 100 steps or so.
+        bytes_sent: by this rank to others.
+        bytes_float32: what a ring allreduce of float32 gradients would have sent, 2 (M - 1) / M * 4 n.
+    """
+
+    step: int = 0
+    coordinates: int = 0
+    nans: int = 0
+    total_nans: int = 0
+    abstained: float = 0.0
+    ties: float = 0.0
+    agreement: float = math.nan
+    mean_agreement: float = math.nan
+    bytes_sent: int = 0
+    bytes_float32: int = 0
+
+    def add_scalars(self, writer, step: int | None = None, prefix: str = "votes/"):
+        """Writes all of it as scalars.
+
+        Args:
+            writer: a TensorBoard `SummaryWriter`, or anything with its `add_scalar(tag, value, step)`.
+            step: default: the number of the vote.
+            prefix: of the tags.
+        """
+        for tag, value in self._asdict().items():
+            if tag != "step" and not math.isnan(value):
+                writer.add_scalar(prefix + tag, value, self.step if step is None else step)
+
+
+class Monitor:
+    """Counts the votes of each step, and reports a rank that disagrees systematically, once, on that rank.
+
+    Args:
+        rank, size: of those that vote.
+    """
+
+    def __init__(self, rank: int, size: int):
+        self.latest = VoteStatistics()
+        self._rank, self._size = rank, size
+        self._mean, self._measured, self._reported = math.nan, 0, False
+        self.begin()
+
+    def restart(self, rank: int, size: int):
+        """Goes on among other ranks."""
+        self._rank, self._size = rank, size
+        self._mean, self._measured = math.nan, 0
+
+    def begin(self):
+        """A new step."""
+        self._coordinates = self._abstained = self._nans = self._ties = self._both = self._alike = 0
+
+    def count(self, ballot: Planes, decided: Planes, coordinates: int, abstained: int, nans: int):
+        """One vote of the step.
+
+        Args:
+            ballot, decided: what this rank voted, and the vote. Padding must not abstain.
+            coordinates: in the planes, without padding.
+            abstained, nans: coordinates of the ballot that abstain, and how many of them because of NaN.
+        """
+        bits = 8 * len(ballot.sign)
+        padding = bits - coordinates
+        alike, both = kernels().agreement(*ballot, *decided, bits), bits
+        if ballot.nonzero is not None or decided.nonzero is not None:
+            both = kernels().agreement(ballot.sign, ballot.nonzero, ballot.sign, decided.nonzero, bits)
+        if decided.nonzero is not None:
+            self._ties += bits - kernels().agreement(*[decided.nonzero] * 4, bits)
+        self._both += both - padding
+        self._alike += alike - padding
+        self._coordinates += coordinates
+        self._abstained += abstained
+        self._nans += nans
+
+    def end(self, bytes_sent: int):
+        """The step is over."""
+        n, size = self._coordinates, self._size
+        agreement = self._alike / self._both if self._both else math.nan
+        self._follow(agreement)
+        self.latest = VoteStatistics(
+            step=self.latest.step + 1,
+            coordinates=n,
+            nans=self._nans,
+            total_nans=self.latest.total_nans + self._nans,
+            abstained=self._abstained / max(n, 1),
+            ties=self._ties / max(n, 1),
+            agreement=agreement,
+            mean_agreement=self._mean,
+            bytes_sent=bytes_sent,
+            bytes_float32=2 * (size - 1) * 4 * n // size,
+        )
+
+    def _follow(self, agreement: float):
+        if math.isnan(agreement):
+            return
+        self._measured += 1
+        previous = 0.0 if math.isnan(self._mean) else self._mean
+        self._mean = previous + (agreement - previous) / min(self._measured, PATIENCE)
+        chance = chance_agreement(self._size)
+        if self._measured >= PATIENCE and self._mean < chance - MARGIN and not self._reported:
+            self._reported = True
+            warnings.warn(
+                f"rank {self._rank} systematically disagrees with the others: over the last {PATIENCE} steps it agreed "
+                f"with the vote on {self._mean:.1%} of its coordinates, less than random votes would ({chance:.1%} with "
+                f"{self._size} ranks); check its data, its code and its hardware (this is said once)",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+
+def chance_agreement(size: int) -> float:
+    """How often a rank agrees with the vote of `size` ranks, its own included, if all vote at random; ties left out.
+
+    With S the sum of M random signs this is 1/2 + E|S| / (2 M P(S != 0)): 1 for M = 1 and 2, 3/4 for M = 3, and nearer
+    to 1/2 the more ranks there are.
+    """
+
+    def binomial(n, k):  # C(n, k) / 2^n, for any n
+        return math.exp(math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) - n * math.log(2))
+
+    mean_distance = 2 * size * binomial(size - 1, (size - 1) // 2) / 2
+    decided = 1.0 if size % 2 else 1 - binomial(size, size // 2)
+    return 0.5 + mean_distance / (2 * size * decided)
