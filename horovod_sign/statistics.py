@@ -136,13 +136,13 @@ class Monitor:
 def chance_agreement(size: int) -> float:
     """How often a rank agrees with the vote of `size` ranks, its own included, if all vote at random; ties left out.
 
-    With S the sum of M random signs this is 1/2 + E|S| / (2 M P(S != 0)): 1 for M = 1 and 2, 3/4 for M = 3, and nearer
+    With S the sum of M random signs this is 1/2 + E|S| / (2 M P(S != 0)), where E|S| / M is the chance that the others
+    tie or nearly tie: 1 for M = 1 and 2, 3/4 for M = 3, and nearer
     to 1/2 the more ranks there are.
     """
 
-    def binomial(n, k):  # C(n, k) / 2^n, for any n
+    def binomial(n, k):  # C(n, k) / 2^n without overflow
         return math.exp(math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) - n * math.log(2))
 
-    mean_distance = 2 * size * binomial(size - 1, (size - 1) // 2) / 2
     decided = 1.0 if size % 2 else 1 - binomial(size, size // 2)
-    return 0.5 + mean_distance / (2 * size * decided)
+    return 0.5 + binomial(size - 1, (size - 1) // 2) / (2 * decided)

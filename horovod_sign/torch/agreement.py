@@ -1,26 +1,48 @@
-"""Have all ranks the same parameters? Asked once, when an optimizer is wrapped: an error on all ranks, never a hang."""
+"""Have all ranks the same parameters? Asked before anything is voted on: an error on all ranks, never a hang."""
 
 import horovod.torch as hvd
 import torch
 
 from horovod_sign.voting.agreement import disagreement, encode_record
 
+_numbers: dict[int, int] = {}
 
-def check_same_parameters(names: dict[torch.Tensor, str], options: str, process_set, name: str):
-    """Raises ValueError on all ranks, naming the first difference, unless parameters and options are the same.
+
+def agree(lines: list[str], error: Exception | None, process_set) -> str:
+    """Raises an error on all ranks unless all bring the same lines and none has an error.
+
+    A collective: all ranks of the process set call it.
 
     Args:
-        names: the parameters that are voted on, in order, and their names.
-        options: what else must be the same, in words.
+        lines: the options, and one line for each parameter that is voted on, in order.
+        error: why this rank cannot go on by itself (TypeError or ValueError), if it cannot.
         process_set: Horovod's, of the ranks that vote.
-        name: of the Horovod ops.
+
+    Returns:
+        A name for the Horovod ops of an optimizer, the same on all ranks and new. Ranks may have made different numbers
+        of optimizers before: in other process sets, or because they joined an elastic job later.
     """
-    lines = [options] + [_describe(p, label) for p, label in names.items()]
-    record = torch.from_numpy(encode_record("\n".join(lines)).copy())
-    records = hvd.allgather(record, name=f"{name}.agree", process_set=process_set)
-    if disagreement(name, records.numpy().reshape(process_set.size(), -1)) is None:
-        return
-    raise ValueError(_first_difference(_allgather_lines(lines, process_set, name)))
+    at = process_set.process_set_id
+    name = f"horovod_sign.torch.set{at}"
+    record = torch.from_numpy(encode_record("\n".join(lines), error).copy())
+    number = torch.tensor([_numbers.get(at, 0)]).view(torch.uint8)
+    records = hvd.allgather(torch.cat([number, record]), name=f"{name}.agree", process_set=process_set)
+    records = records.reshape(process_set.size(), -1)
+    number = int(records[:, : len(number)].contiguous().view(torch.int64).max())
+    _numbers[at] = number + 1
+    found = disagreement("hvs.DistributedOptimizer", records[:, 8:].numpy())
+    if found is None:
+        return f"{name}.{number}"
+    if error is not None:
+        raise error
+    if (records[:, 8] == ord("-")).all():  # no rank has an error of its own: their lines differ
+        found = ValueError(_first_difference(_allgather_lines(lines, process_set, name)))
+    raise found
+
+
+def describe(names: dict[torch.Tensor, str]) -> list[str]:
+    """A line for each parameter."""
+    return [_describe(p, label) for p, label in names.items()]
 
 
 def _allgather_lines(lines: list[str], process_set, name: str) -> list[list[str]]:

@@ -1,5 +1,7 @@
 """What `DistributedOptimizer` is given: checked before anything is built or sent."""
 
+from collections import Counter
+
 import horovod.torch as hvd
 import torch
 
@@ -8,67 +10,76 @@ from horovod_sign.torch.planes import check_votable
 from horovod_sign.voting.protocols import TRANSPORTS
 
 
-def check_arguments(optimizer, passes, process_set, transport, bucket_cap_mb, unsupported):
-    """Raises TypeError or ValueError, in one sentence, for arguments that cannot be meant."""
-    if unsupported:
-        raise TypeError(
-            f"hvs.DistributedOptimizer has no {', '.join(unsupported)}: a vote is neither a sum nor an average and "
-            "makes its own groups; leave them out"
-        )
+def check_process_set(process_set):
+    """Raises ValueError where Horovod cannot reach the other ranks, so that this rank can only speak for itself."""
     if not hvd.is_initialized():
         raise ValueError("Horovod is not initialised: call hvd.init() before hvs.DistributedOptimizer")
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
-    if hasattr(optimizer, "_base") and hasattr(optimizer, "_pipeline"):
-        raise ValueError("the optimizer is already wrapped by hvs.DistributedOptimizer: wrap it once")
-    if hasattr(optimizer, "_allreduce_grad_async"):
-        raise ValueError(
-            "the optimizer is already wrapped by Horovod's own DistributedOptimizer, which averages gradients: give "
-            "hvs.DistributedOptimizer the plain optimizer instead"
-        )
     if process_set.process_set_id is None:
         raise ValueError(
             "the process set is not registered: call hvd.add_process_set, or give hvd.init() process_sets="
         )
     if process_set.included() is False:
         raise ValueError(f"rank {hvd.rank()} is not in the process set {process_set.ranks}: leave it out of the vote")
+
+
+def check_arguments(optimizer, passes, transport, bucket_cap_mb, grad_scaler, unsupported):
+    """Raises TypeError or ValueError, in one sentence, for arguments that cannot be meant."""
+    if unsupported:
+        raise TypeError(
+            f"hvs.DistributedOptimizer has no {', '.join(unsupported)}: a vote is neither a sum nor an average and "
+            "makes its own groups; leave them out"
+        )
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    if hasattr(optimizer, "vote_statistics"):
+        raise ValueError("the optimizer is already wrapped by hvs.DistributedOptimizer: wrap it once")
+    if hasattr(optimizer, "_allreduce_grad_async"):
+        raise ValueError(
+            "the optimizer is already wrapped by Horovod's own DistributedOptimizer, which averages gradients: give "
+            "hvs.DistributedOptimizer the plain optimizer instead"
+        )
     if transport not in TRANSPORTS:
         raise ValueError(f"transport must be one of {', '.join(map(repr, TRANSPORTS))}, got {transport!r}")
     if not isinstance(passes, int) or passes < 1:
         raise ValueError(f"backward_passes_per_step must be an integer of at least 1, got {passes!r}")
     if not bucket_cap_mb > 0:
         raise ValueError(f"bucket_cap_mb must be more than 0, got {bucket_cap_mb!r}")
+    if grad_scaler is not None and not isinstance(grad_scaler, torch.amp.GradScaler):
+        raise TypeError(f"grad_scaler must be a torch.amp.GradScaler, got {type(grad_scaler).__name__}")
 
 
-def named(optimizer, named_parameters) -> dict[torch.Tensor, str]:
-    """The trainable parameters in the optimizer's order, and their names."""
-    trainable = [
-        (f"{i}.{j}", p)
-        for i, group in enumerate(optimizer.param_groups)
-        for j, p in enumerate(group["params"])
-        if p.requires_grad
-    ]
-    if named_parameters is None:
-        return {p: f"number {place}" for place, p in trainable}
+def names_by_parameter(named_parameters) -> dict[torch.Tensor, str]:
+    """What `model.named_parameters()` says, the other way round; ValueError if that is not what it is."""
     named = list(named_parameters)
     if not all(isinstance(pair, tuple) and len(pair) == 2 for pair in named):
         raise ValueError("named_parameters must be pairs of name and parameter, as model.named_parameters() gives")
     names = [name for name, _ in named]
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(name for name, times in Counter(names).items() if times > 1)
     if twice:
         raise ValueError(f"names in named_parameters must be unique, but these are not: {', '.join(twice)}")
-    name_of = {p: name for name, p in named}
-    unnamed = [place for place, p in trainable if p not in name_of]
+    return {p: name for name, p in named}
+
+
+def trainable(optimizer, names: dict[torch.Tensor, str]) -> dict[torch.Tensor, str]:
+    """The trainable parameters in the optimizer's order, and what to call them."""
+    return {
+        p: names.get(p, f"{j} of group {i}")
+        for i, group in enumerate(optimizer.param_groups)
+        for j, p in enumerate(group["params"])
+        if p.requires_grad
+    }
+
+
+def check_named(parameters: dict[torch.Tensor, str], names: dict[torch.Tensor, str]):
+    """Raises ValueError for parameters of the optimizer that `named_parameters` left out."""
+    unnamed = [label for p, label in parameters.items() if p not in names]
     if unnamed:
-        raise ValueError(
-            f"named_parameters was given but lacks parameters of the optimizer (group.number): {', '.join(unnamed)}"
-        )
-    return {p: name_of[p] for _, p in trainable}
+        raise ValueError(f"named_parameters was given but lacks parameters of the optimizer: {', '.join(unnamed)}")
 
 
-def check_parameters(names: dict[torch.Tensor, str]):
+def check_parameters(parameters: dict[torch.Tensor, str]):
     """Raises TypeError for a parameter that the kernels cannot vote on."""
-    for p, label in names.items():
+    for p, label in parameters.items():
         check_votable(f"parameter {label}", p)
         if not is_dense(p):
             raise TypeError(

@@ -12,9 +12,10 @@ import torch
 
 from horovod_sign.algebra import native
 from horovod_sign.rules import Rule
+from horovod_sign.torch import eager
 from horovod_sign.torch.layout import like, same_layout
-from horovod_sign.torch.optimizers import momentum_buffer, warming_up
-from horovod_sign.torch.planes import DTYPES
+from horovod_sign.torch.optimizers import local_ballot, momentum_buffer, take_step, warming_up
+from horovod_sign.torch.planes import DTYPES, has_kernels
 from horovod_sign.voting.messages import Planes
 
 # Gradients are packed when so many bytes of them have arrived: few calls, and before they have left the cache.
@@ -92,6 +93,10 @@ class Bucket:
             if p.grad is None or p.grad.is_sparse or p.grad.dtype != p.dtype or not same_layout(p, p.grad):
                 p.grad = torch.empty_like(p, memory_format=torch.preserve_format)
         for _, dtype, parameters in self._alike(trainable):
+            if not has_kernels(parameters[0]):
+                for p in parameters:
+                    p.grad = eager.votes(*self._piece(decided, p), p)
+                continue
             segments = self._segments(parameters, [p.grad for p in parameters])
             native.kernels().unpack(dtype, segments, decided.sign, decided.nonzero)
 
@@ -99,6 +104,10 @@ class Bucket:
         """x <- x - lr * (vote + weight_decay * x), straight from the bits, in one pass over the parameters."""
         # Parameters that were frozen since stay where they are, even with weight decay.
         for group, dtype, parameters in self._alike([p for p in self.parameters if p.requires_grad]):
+            if not has_kernels(parameters[0]):
+                for p in parameters:
+                    take_step(p, eager.votes(*self._piece(decided, p), p), group)
+                continue
             segments, lr, decay = self._segments(parameters, parameters), group["lr"], group["weight_decay"]
             native.kernels().apply(dtype, segments, decided.sign, decided.nonzero, float(lr), float(decay))
 
@@ -124,6 +133,9 @@ class Bucket:
         """Packs parameters of one rule and dtype in one call of a kernel."""
         # Held until the kernel returns, since `like` may have made copies.
         gradients = [like(p, p.grad.to_dense() if p.grad.is_sparse else p.grad) for p in parameters]
+        if not has_kernels(parameters[0]):
+            self._pack_elsewhere(rule, warm, parameters, gradients, abstain)
+            return
         segments, mode = self._segments(parameters, gradients), native.ABSTAIN if abstain else native.ONEBIT
         planes = self._sign, self._nonzero if abstain else None
         if not rule.has_momentum:
@@ -135,6 +147,27 @@ class Bucket:
             )
         self._zeros += zeros
         self._nans += nans
+
+    def _pack_elsewhere(self, rule: Rule, warm: bool, parameters, gradients, abstain: bool):
+        """Packs on the device of the gradients, and copies the bits here."""
+        states = [self._voter.vote_state(p) for p in parameters]
+        voted = [local_ballot(rule, g, s, warm) for g, s in zip(gradients, states, strict=True)]
+        sign, nonzero, zeros, nans = eager.pack(voted, not abstain)
+        at = 0
+        for p in parameters:
+            start, length = self._places[p].offset, -(-p.numel() // 64) * 8
+            self._sign[start : start + length] = sign[at : at + length]
+            if nonzero is not None:
+                self._nonzero[start : start + length] = nonzero[at : at + length]
+            at += length
+        self._zeros += zeros
+        self._nans += nans
+
+    def _piece(self, decided: Planes, p: torch.Tensor) -> Planes:
+        """The words of one parameter."""
+        start = self._places[p].offset
+        words = slice(start, start + -(-p.numel() // 64) * 8)
+        return Planes(decided.sign[words], None if decided.nonzero is None else decided.nonzero[words])
 
     def _abstain_for(self, parameters: list[torch.Tensor]):
         """Clears the planes of parameters: with `abstain=False` a clear sign bit is a +1, as which a zero counts."""
@@ -157,11 +190,11 @@ class Bucket:
                 )
 
     def _alike(self, parameters: list[torch.Tensor]) -> list[tuple[dict, str, list[torch.Tensor]]]:
-        """Parameters by group and dtype: what one call of a kernel can handle."""
+        """Parameters by group, dtype and device: what one call of a kernel can handle."""
         alike: dict[tuple, list[torch.Tensor]] = {}
         for p in parameters:
-            alike.setdefault((self._places[p].group, DTYPES[p.dtype]), []).append(p)
-        return [(self._voter.param_groups[group], dtype, batch) for (group, dtype), batch in alike.items()]
+            alike.setdefault((self._places[p].group, DTYPES[p.dtype], p.device), []).append(p)
+        return [(self._voter.param_groups[group], dtype, batch) for (group, dtype, _), batch in alike.items()]
 
     def _segments(self, parameters: list[torch.Tensor], tensors: list[torch.Tensor]) -> native.Segments:
         """The kernels' view of tensors that lie in memory like these parameters."""

@@ -13,7 +13,7 @@ import torch
 from horovod_sign import rules
 from horovod_sign.algebra import counts_bits
 from horovod_sign.torch import planes
-from horovod_sign.torch.optimizers import local_ballot
+from horovod_sign.torch.optimizers import local_ballot, warming_up
 from horovod_sign.voting import messages
 
 
@@ -29,10 +29,11 @@ class SignCompressor:
         """The fields of this rank's ballot, as int64 words, and what `decompress` needs."""
         voted = tensor
         if self.rule.has_momentum:
-            voted = local_ballot(self.rule, tensor, self._state_of(tensor))
+            state = self._state_of(tensor)
+            voted = local_ballot(self.rule, tensor, state, warming_up(self.rule, state))
         ballot = planes.pack(voted, self._abstain)
         words = messages.encode_fields(ballot, counts_bits(hvd.size()))
-        return torch.from_numpy(words), _Context(tensor.shape, tensor.dtype, ballot)
+        return torch.from_numpy(words), _Context(tensor.shape, tensor.dtype, tensor.device, ballot)
 
     def decompress(self, tensor: torch.Tensor, ctx) -> torch.Tensor:
         """The vote in the summed words, in the shape and dtype of the gradient."""
@@ -44,7 +45,7 @@ class SignCompressor:
         words, bits = tensor.numpy(), counts_bits(hvd.size())
         check_summed(words, messages.encode_fields(ctx.ballot, bits) if words[-1] <= 1 else None)
         decided = messages.decode_fields(words, bits, one_bit=not self._abstain)
-        return planes.unpack(decided, ctx.shape, ctx.dtype)
+        return planes.unpack(decided, ctx.shape, ctx.dtype, ctx.device)
 
     def _state_of(self, gradient: torch.Tensor) -> dict:
         """The momentum of the parameter that `gradient` is the gradient of."""
@@ -65,6 +66,7 @@ class SignCompressor:
 class _Context(NamedTuple):
     shape: torch.Size
     dtype: torch.dtype
+    device: torch.device
     ballot: messages.Planes
 
 

@@ -1,20 +1,26 @@
 """`DistributedOptimizer`: any torch optimizer, stepping by the majority vote of all ranks."""
 
-import itertools
 import warnings
+import weakref
 from contextlib import contextmanager
 
 import horovod.torch as hvd
 import torch
 
 from horovod_sign.rules import Rule, choose_rule
-from horovod_sign.torch.agreement import check_same_parameters
-from horovod_sign.torch.arguments import check_arguments, check_parameters, named
-from horovod_sign.torch.buckets import make_buckets
-from horovod_sign.torch.collectives import HorovodCollectives
+from horovod_sign.statistics import VoteStatistics
+from horovod_sign.torch import checkpoints
+from horovod_sign.torch.arguments import (
+    check_arguments,
+    check_named,
+    check_parameters,
+    check_process_set,
+    names_by_parameter,
+    trainable,
+)
 from horovod_sign.torch.compression import SignCompressor
 from horovod_sign.torch.optimizers import SignOptimizer, momentum_buffer, take_step
-from horovod_sign.torch.pipeline import Pipeline
+from horovod_sign.torch.votes import Options, Votes
 
 _SYNCHRONIZED_TWICE = (
     "optimizer.step() called after optimizer.synchronize() without optimizer.skip_synchronize(): this votes a second "
@@ -24,8 +30,11 @@ _RACE = (
     "optimizer.zero_grad() was called after loss.backward() but before optimizer.step() or optimizer.synchronize(): "
     "the gradients are being voted on"
 )
+_SPENT = (
+    "optimizer.step() was called twice without a backward pass in between: the gradients are still the votes of the "
+    "step before, and cannot be voted on again"
+)
 _OWN_TO_A_CLASS = ("__dict__", "__weakref__", "__doc__")
-_numbers = itertools.count()
 
 
 def DistributedOptimizer(
@@ -37,6 +46,9 @@ def DistributedOptimizer(
     abstain: bool = True,
     transport: str = "auto",
     bucket_cap_mb: float = 12.0,
+    overlap: bool = True,
+    grad_scaler: torch.amp.GradScaler | None = None,
+    sparse_as_dense: bool = True,
     **unsupported,
 ):
     """Wraps a torch optimizer so that each step is taken by majority vote, while `backward` still runs.
@@ -45,7 +57,8 @@ def DistributedOptimizer(
     is sign(sum over ranks of the signs) (Bernstein et al. 2018, arXiv 1802.04434, Algorithms 1 to 3). Around `SignSGD`
     and `Signum` the step is theirs, by the vote; around any other optimizer the votes (-1, 0 or +1) are its gradients.
 
-    A collective: all ranks of `process_set` call it, with the same parameters.
+    A collective: all ranks of `process_set` call it, with the same parameters. So is the first step after
+    `add_param_group`, or after parameters were frozen or unfrozen: all ranks do that alike.
 
     Args:
         optimizer: a torch optimizer that no other DistributedOptimizer wraps. Its state is kept. Use the returned one
@@ -57,47 +70,73 @@ def DistributedOptimizer(
         process_set: Horovod's, of the ranks that vote.
         abstain: zeros, NaN and ties are 0 (True), or +1 (False), which saves the bits that tell them apart: a third of
             all at even rank counts.
-        transport: "exchange", "counts", or "auto", which is the exchange. See `horovod_sign.majority_vote`.
+        transport: "exchange", "counts" (which works with `hvd.join()`), or "auto", which is the exchange. See
+            `horovod_sign.majority_vote`.
         bucket_cap_mb: megabytes (10^6 bytes) of gradients in one vote; several votes overlap with backward.
+        overlap: votes start during backward. With False they start in `step`, so that gradients can be changed before
+            (clipped, for example).
+        grad_scaler: the `torch.amp.GradScaler` that scales the losses, if there is one. Votes then wait for
+            `scaler.step(optimizer)` and are on unscaled gradients; a rank whose gradients overflow abstains in that
+            step and keeps its momentum, and all scalers take note, so that the scales stay the same. If all ranks
+            overflow there is no step (nor, with `abstain=False`, if any rank does).
+        sparse_as_dense: Horovod's. Sparse gradients are always voted on as dense ones; what they leave out abstains.
 
     Returns:
         An optimizer of a subclass of the class of `optimizer`, with Horovod's `synchronize()` and `skip_synchronize()`.
-        `bytes_sent` is what this rank sent to others in the last step. After a step the gradients of the parameters are
-        the votes, except around SignSGD and Signum, which step straight from the bits.
+        `bytes_sent` is what this rank sent to others in the last step, `vote_statistics()` what happened in it. After a
+        step the gradients of the parameters are the votes, except around SignSGD and Signum, which step straight from
+        the bits.
 
     Raises:
         TypeError: an argument of Horovod's that a vote cannot have (op, groups, ...); parameters that have no kernel.
         ValueError: Horovod not initialised; an optimizer that is already wrapped; ranks that differ; bad options.
+            Either is raised on all ranks if one of them has a reason.
     """
-    check_arguments(optimizer, backward_passes_per_step, process_set, transport, bucket_cap_mb, unsupported)
-    own = type(optimizer).rule if isinstance(optimizer, SignOptimizer) else None
-    chosen = choose_rule(
-        optimizer.rule(optimizer.param_groups[0]) if own else None,
-        compression.rule if compression is not None else None,
-        type(optimizer).__name__,
+    check_process_set(process_set)
+    error, rule, labels = None, Rule(), {}
+    try:
+        check_arguments(optimizer, backward_passes_per_step, transport, bucket_cap_mb, grad_scaler, unsupported)
+        rule = _chosen_rule(optimizer, compression)
+        if named_parameters is not None:
+            labels = names_by_parameter(named_parameters)
+            check_named(trainable(optimizer, labels), labels)
+        check_parameters(trainable(optimizer, labels))
+    except (TypeError, ValueError) as invalid:
+        error = invalid
+    options = Options(
+        kind=f"{type(optimizer).__name__}, {rule}",
+        abstain=abstain,
+        transport=transport,
+        passes=backward_passes_per_step,
+        bucket_bytes=int(bucket_cap_mb * 1e6),
+        early=overlap,
+        process_set=process_set,
+        grad_scaler=grad_scaler,
     )
-    names = named(optimizer, named_parameters)
-    name = f"horovod_sign.torch.{next(_numbers)}"
-    check_parameters(names)
-    options = (
-        f"abstain={abstain}, transport={transport}, {backward_passes_per_step} passes, bucket_cap_mb={bucket_cap_mb}"
-    )
-    check_same_parameters(names, f"{type(optimizer).__name__}, {chosen}, {options}", process_set, name)
+    wrapped = _wrap(optimizer, rule) if error is None else None
+    votes = Votes(wrapped, options, labels, error)
+    wrapped._votes = votes
+    return wrapped
 
-    body = _SignStep if own else _VotesAsGradients
-    methods = {k: v for part in (body, _Distributed) for k, v in vars(part).items() if k not in _OWN_TO_A_CLASS}
+
+def _chosen_rule(optimizer, compression: SignCompressor | None) -> Rule:
+    own = optimizer.rule(optimizer.param_groups[0]) if isinstance(optimizer, SignOptimizer) else None
+    return choose_rule(own, compression.rule if compression is not None else None, type(optimizer).__name__)
+
+
+def _wrap(optimizer, rule: Rule):
+    """The optimizer as one of a class derived from its own."""
+    body = _SignStep if isinstance(optimizer, SignOptimizer) else _VotesAsGradients
+    methods = {k: v for part in (_Distributed, body) for k, v in vars(part).items() if k not in _OWN_TO_A_CLASS}
     cls = type(type(optimizer).__name__, (type(optimizer),), methods)
     wrapped = cls.__new__(cls)
     wrapped.__dict__.update(optimizer.__dict__)
     wrapped.__dict__.pop("step", None)  # a learning-rate scheduler's, bound to the optimizer that is wrapped
     wrapped._base = type(optimizer)
-    wrapped._rule = chosen
+    wrapped._rule = rule
     wrapped._sign_states = {}
-    wrapped._synchronized, wrapped._should_synchronize = False, True
-    _make_states(wrapped, names)
-    collectives, passes = HorovodCollectives(process_set), backward_passes_per_step
-    buckets = make_buckets(wrapped, names, int(bucket_cap_mb * 1e6))
-    wrapped._pipeline = Pipeline(buckets, collectives, transport, abstain, passes, name)
+    wrapped._spent = []
+    wrapped._synchronized, wrapped._should_synchronize, wrapped._skip = False, True, False
     return wrapped
 
 
@@ -108,10 +147,17 @@ class _Distributed:
     # then makes missing state by the step() of the class below. Ours wants the same treatment.
     __module__ = hvd.DistributedOptimizer.__module__
 
+    # torch.amp.GradScaler then calls step() on all ranks, also on those that overflowed: see `scaling`.
+    _step_supports_amp_scaling = True
+
     @property
     def bytes_sent(self) -> int:
         """Bytes that this rank sent to others in the last step."""
-        return self._pipeline.bytes_sent
+        return self._votes.pipeline.bytes_sent
+
+    def vote_statistics(self) -> VoteStatistics:
+        """Abstentions, ties, NaN, agreement and bytes of the last step, seen from this rank."""
+        return self._votes.monitor.latest
 
     def step(self, closure=None):
         """Votes, if `synchronize` has not, and takes a step; returns the loss of `closure`, if there is one."""
@@ -119,18 +165,24 @@ class _Distributed:
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if self._should_synchronize and self._synchronized:
-            warnings.warn(_SYNCHRONIZED_TWICE, stacklevel=2)
-            self._synchronized = False
-        self._step_by_vote()
-        self._synchronized = False
+        self._votes.scaling.check_step(self)
+        if self._should_synchronize:
+            if self._synchronized:
+                warnings.warn(_SYNCHRONIZED_TWICE, stacklevel=2)
+                self._synchronized = False
+            self._vote_before_step()
+        if not self._skip:
+            self._votes.scaling.hide_from_base(self)
+            self._step_by_vote()
+        self._synchronized, self._skip = False, False
         return loss
 
     def synchronize(self):
         """Makes the votes the gradients of the parameters, to be changed before a `step` in `skip_synchronize`."""
-        with torch.no_grad():
-            for bucket, decided in self._pipeline.decisions():
-                bucket.write_votes(decided)
+        if self._may_vote():
+            with torch.no_grad():
+                for bucket, decided in self._votes.decisions():
+                    bucket.write_votes(decided)
         self._synchronized = True
 
     @contextmanager
@@ -146,14 +198,49 @@ class _Distributed:
 
     def zero_grad(self, set_to_none: bool = True):
         """As torch's; not while the gradients are being voted on."""
-        if self._pipeline.started:
+        if self._votes.pipeline.started:
             raise AssertionError(_RACE)
+        self._votes.pipeline.reset()
         self._base.zero_grad(self, set_to_none)
+
+    def add_param_group(self, param_group: dict):
+        """As torch's, on all ranks alike: a collective, which raises on all of them if they differ."""
+        groups, error = len(self.param_groups), None
+        try:
+            self._base.add_param_group(self, param_group)
+        except (TypeError, ValueError) as invalid:
+            error = invalid
+        try:
+            self._votes.follow_changes(error)
+        except (TypeError, ValueError):
+            del self.param_groups[groups:]
+            raise
 
     def set_backward_passes_per_step(self, passes: int):
         """Changes how many backward passes make a step, between steps."""
-        self._pipeline.passes = passes
-        self._pipeline.reset()
+        self._votes.pipeline.passes = passes
+        self._votes.pipeline.reset()
+
+    def make_vote_states(self, parameters):
+        """Makes the state of parameters now, so that every rank has the same to broadcast or to save."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p in parameters:
+                    # An empty state is state too: see `__module__`.
+                    state = self.vote_state(p)
+                    if self.vote_rule(group).has_momentum:
+                        momentum_buffer(p, state)
+
+    def _may_vote(self) -> bool:
+        """Settles who votes in this step; False if nobody does, and then there is no step."""
+        overflow = self._votes.settle()
+        if overflow.everywhere or (overflow.somewhere and not self._votes.options.abstain):
+            self._skip = True
+            self._votes.pipeline.reset()
+            return False
+        if overflow.here:
+            self._votes.withhold()
+        return True
 
 
 class _VotesAsGradients:
@@ -165,10 +252,16 @@ class _VotesAsGradients:
     def vote_state(self, p: torch.Tensor) -> dict:
         return self._sign_states.setdefault(p, {})
 
+    def _vote_before_step(self):
+        untouched = self._votes.pipeline.untouched
+        if untouched and self._spent and all(left() is p.grad and p.grad._version == v for p, left, v in self._spent):
+            raise RuntimeError(_SPENT)
+        self.synchronize()
+
     def _step_by_vote(self):
-        if not self._synchronized:
-            self.synchronize()
         self._base.step(self)
+        parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        self._spent = [(p, weakref.ref(p.grad), p.grad._version) for p in parameters]
 
     def state_dict(self) -> dict:
         """The optimizer's, and under "horovod_sign" the momentum that this rank votes by, if there is one."""
@@ -177,7 +270,9 @@ class _VotesAsGradients:
         return {**self._base.state_dict(self), "horovod_sign": votes_by}
 
     def load_state_dict(self, state_dict: dict):
-        """Loads what `state_dict` gave, or the state of the optimizer alone, and then momenta start at zero."""
+        """Loads what `state_dict` or `hvs.gather_state_dict` gave, or the state of the optimizer alone, and then
+        momenta start at zero."""
+        state_dict = checkpoints.of_this_rank(state_dict, self._votes.options.process_set)
         self._base.load_state_dict(self, {k: v for k, v in state_dict.items() if k != "horovod_sign"})
         votes_by = state_dict.get("horovod_sign", {})
         parameters = [p for group in self.param_groups for p in group["params"]]
@@ -199,8 +294,15 @@ class _SignStep:
     def vote_state(self, p: torch.Tensor) -> dict:
         return self.state[p]
 
+    def _vote_before_step(self):
+        self._may_vote()
+
     def _step_by_vote(self):
         self._base.step(self)
+
+    def load_state_dict(self, state_dict: dict):
+        """Loads what `state_dict` or `hvs.gather_state_dict` gave."""
+        self._base.load_state_dict(self, checkpoints.of_this_rank(state_dict, self._votes.options.process_set))
 
     @torch.no_grad()
     def _update(self):
@@ -210,16 +312,5 @@ class _SignStep:
                     if p.grad is not None:
                         take_step(p, p.grad, group)
             return
-        for bucket, decided in self._pipeline.decisions():
+        for bucket, decided in self._votes.decisions():
             bucket.take_step(decided)
-
-
-def _make_states(optimizer, names):
-    """Makes the state of all parameters now, so that every rank has the same to broadcast or to save."""
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            if p in names:
-                # An empty state is state too: see `_Distributed.__module__`.
-                state = optimizer.vote_state(p)
-                if optimizer.vote_rule(group).has_momentum:
-                    momentum_buffer(p, state)

@@ -57,7 +57,8 @@ class SignOptimizer(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is not None:
                     gradient = p.grad.to_dense() if p.grad.is_sparse else p.grad
-                    take_step(p, sign(local_ballot(rule, gradient, self.state[p])), group)
+                    state = self.state[p]
+                    take_step(p, sign(local_ballot(rule, gradient, state, warming_up(rule, state))), group)
 
 
 class SignSGD(SignOptimizer):
@@ -120,13 +121,12 @@ def warming_up(rule: rules.Rule, state: dict) -> bool:
     return state["step"] <= rule.warmup_steps
 
 
-def local_ballot(rule: rules.Rule, gradient: torch.Tensor, state: dict) -> torch.Tensor:
+def local_ballot(rule: rules.Rule, gradient: torch.Tensor, state: dict, warm: bool) -> torch.Tensor:
     """What this worker votes on, by `rules`: the same arithmetic as the native kernel, for any device."""
     if not rule.has_momentum:
         return gradient
     m, g = momentum_buffer(gradient, state), gradient.to(torch.float32)
     finite = torch.isfinite(g)
-    warm = warming_up(rule, state)
     voted = gradient if warm else torch.where(finite, _interpolate(rule.beta_vote, m, g), g)
     m.copy_(torch.where(finite, _interpolate(rule.beta_state, m, g), m))
     return voted

@@ -1,9 +1,10 @@
-"""Tensors to bit planes and back, by the native kernels: the only module here that hands memory to them."""
+"""One tensor to bit planes and back, by the native kernels on a CPU and by torch's operations elsewhere."""
 
 import numpy as np
 import torch
 
 from horovod_sign.algebra import native
+from horovod_sign.torch import eager
 from horovod_sign.voting.messages import Planes
 
 DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float64: "float64"}
@@ -14,14 +15,22 @@ def check_votable(name: str, tensor: torch.Tensor):
     if tensor.dtype not in DTYPES:
         accepted = ", ".join(DTYPES.values())
         raise TypeError(f"{name} is of dtype {str(tensor.dtype).removeprefix('torch.')}: votes are on {accepted}")
-    if tensor.device.type != "cpu":
-        raise TypeError(f"{name} is on {tensor.device}: this version of horovod_sign votes on CPU tensors only")
+    if tensor.device.type == "meta":
+        raise TypeError(f"{name} is on the meta device and has no memory: materialise the model first")
+
+
+def has_kernels(tensor: torch.Tensor) -> bool:
+    """Whether the native kernels handle the device of `tensor`; `eager` handles all others."""
+    return tensor.device.type == "cpu"
 
 
 def pack(tensor: torch.Tensor, abstain: bool) -> Planes:
     """The ballot of one tensor, its coordinates in C order."""
     check_votable("the tensor", tensor)
     tensor = tensor.detach().contiguous()
+    if not has_kernels(tensor):
+        sign, nonzero, zeros, nans = eager.pack([tensor], not abstain)
+        return Planes(sign, nonzero if zeros or nans else None)
     segments = native.Segments([(tensor.data_ptr(), tensor.numel())])
     sign = np.empty(segments.plane_bytes, np.uint8)
     nonzero = np.empty_like(sign) if abstain else None
@@ -30,9 +39,11 @@ def pack(tensor: torch.Tensor, abstain: bool) -> Planes:
     return Planes(sign, nonzero if zeros or nans else None)
 
 
-def unpack(decided: Planes, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+def unpack(decided: Planes, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """The vote on one tensor: -1, 0 or +1."""
-    votes = torch.empty(shape, dtype=dtype)
+    votes = torch.empty(shape, dtype=dtype, device=device)
+    if not has_kernels(votes):
+        return eager.votes(decided.sign, decided.nonzero, votes)
     segments = native.Segments([(votes.data_ptr(), votes.numel())])
     native.kernels().unpack(DTYPES[dtype], segments, decided.sign, decided.nonzero)
     return votes

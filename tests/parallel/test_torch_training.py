@@ -10,6 +10,7 @@ import torch_tasks as tasks
 from mpi4py import MPI
 
 import horovod_sign.torch as hvs
+from horovod_sign.torch import buckets, planes
 
 os.environ["HOROVOD_DYNAMIC_PROCESS_SETS"] = "1"
 hvd.init()
@@ -86,6 +87,31 @@ def test_stepping_from_bits_equals_stepping_from_votes(dtype, warmup):
         with written.skip_synchronize():
             written.step()
     tasks.assert_replicas_identical(nets[0])
+    for left, right in zip(*map(tasks.values, nets), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+@pytest.mark.parametrize("abstain", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("kind", ["SignSGD", "Signum", "Adam"])
+def test_torch_operations_equal_the_kernels(kind, dtype, abstain, monkeypatch):
+    """What GPUs use, here on the CPU, bit for bit."""
+    nets = [tasks.model(dtype=dtype).to(memory_format=torch.channels_last) for _ in range(2)]
+    for net, kernels in zip(nets, (True, False), strict=True):
+        for module in (buckets, planes):
+            monkeypatch.setattr(module, "has_kernels", lambda tensor, kernels=kernels: kernels)
+        if kind == "Adam":
+            plain, options = torch.optim.Adam(net.parameters(), 0.01), {"compression": hvs.Compression.signum(0.5)}
+        elif kind == "SignSGD":
+            plain, options = hvs.SignSGD(net.parameters(), 0.01, 0.1), {}
+        else:
+            plain, options = hvs.Signum(net.parameters(), 0.01, 0.5, 0.1, warmup=True), {}
+        optimizer = wrap(plain, net, abstain=abstain, **options)
+        for step in range(5):
+            optimizer.zero_grad()
+            tasks.backward(net, step, dtype)
+            optimizer.step()
+        tasks.assert_replicas_identical(net)
     for left, right in zip(*map(tasks.values, nets), strict=True):
         np.testing.assert_array_equal(left, right)
 

@@ -9,6 +9,7 @@ import torch
 
 import horovod_sign
 import horovod_sign.torch as hvs
+from horovod_sign.torch import planes
 
 hvd.init()
 
@@ -52,9 +53,11 @@ def test_votes_of_the_distributed_optimizer(dtype, abstain, transport, bucket_ca
         np.testing.assert_array_equal(core, expected)
 
 
+@pytest.mark.parametrize("kernels", [True, False], ids=["kernels", "torch operations"])
 @pytest.mark.parametrize("abstain", [True, False])
 @pytest.mark.parametrize("dtype", oracle.DTYPES, ids=str)
-def test_votes_of_compression_in_the_stock_allreduce(dtype, abstain):
+def test_votes_of_compression_in_the_stock_allreduce(dtype, abstain, kernels, monkeypatch):
+    monkeypatch.setattr(planes, "has_kernels", lambda tensor: kernels)
     if hvd.size() > 1:
         for i in range(len(LENGTHS)):
             inputs = [inputs_of(rank, dtype)[i] for rank in range(hvd.size())]

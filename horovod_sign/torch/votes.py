@@ -1,0 +1,163 @@
+"""All the votes of one optimizer: on which parameters, among which ranks, and what came of them."""
+
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import horovod.torch as hvd
+import torch
+
+from horovod_sign.statistics import Monitor
+from horovod_sign.torch.agreement import agree, describe
+from horovod_sign.torch.arguments import check_parameters, trainable
+from horovod_sign.torch.buckets import Bucket, make_buckets
+from horovod_sign.torch.collectives import HorovodCollectives
+from horovod_sign.torch.pipeline import Pipeline
+from horovod_sign.torch.scaling import Overflow, Scaling
+from horovod_sign.voting.messages import Planes
+
+_EDITED = (
+    "gradients were changed after backward had packed them for the vote, so that the change does not count in this "
+    "vote: to clip or edit gradients before votes, give hvs.DistributedOptimizer overlap=False; to clip the votes, use "
+    "optimizer.synchronize() and skip_synchronize()"
+)
+_NOT_SYNCED = (
+    "under elastic Horovod, ranks that join must learn what is voted on: keep the optimizer in hvs.elastic.TorchState "
+    "instead of hvd.elastic.TorchState"
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What all ranks must want alike, and what a `Votes` is made of."""
+
+    kind: str
+    abstain: bool
+    transport: str
+    passes: int
+    bucket_bytes: int
+    early: bool
+    process_set: Any
+    grad_scaler: torch.amp.GradScaler | None
+
+    def line(self) -> str:
+        """For the agreement of all ranks."""
+        scaled = self.grad_scaler is not None and self.grad_scaler.is_enabled()
+        return (
+            f"{self.kind}, abstain={self.abstain}, transport={self.transport}, {self.passes} passes, buckets of "
+            f"{self.bucket_bytes} bytes, overlap={self.early}, {'a' if scaled else 'no'} grad_scaler"
+        )
+
+
+class Votes:
+    """The votes of an optimizer; made, and changed, by all ranks alike.
+
+    Args:
+        optimizer: the wrapped one.
+        options: what the user wants.
+        labels: names of parameters, also of some that have no vote yet.
+        error: why this rank cannot vote, if it cannot: raised here, on all ranks.
+    """
+
+    def __init__(self, optimizer, options: Options, labels: dict[torch.Tensor, str], error: Exception | None = None):
+        self.options = options
+        self._optimizer, self._labels = optimizer, labels
+        self._names: dict[torch.Tensor, str] = {}
+        self._trainable: list[int] = []
+        # A rank that joins an elastic job makes its optimizer alone: there all agree in `hvs.elastic.TorchState`.
+        self.agreed = os.environ.get("HOROVOD_ELASTIC") != "1"
+        name = self._agree(error) if self.agreed else ""
+        if error is not None:
+            raise error
+        collectives = HorovodCollectives(options.process_set)
+        self.monitor = Monitor(collectives.rank, collectives.size)
+        self.scaling = Scaling(options.grad_scaler, options.process_set, name)
+        self.pipeline = Pipeline([], collectives, options.transport, options.abstain, options.passes, name)
+        self.pipeline.in_backward = options.early and self.agreed and not self.scaling.used
+        self._nan_reported, self._edit_reported = False, False
+        self._number = 0
+        self._make_buckets()
+
+    def follow_changes(self, error: Exception | None = None):
+        """Gives votes to parameters that have become trainable or were added since. All ranks change alike, or raise.
+
+        Only where something has changed do the ranks talk to each other about it.
+        """
+        if not self.agreed:
+            raise RuntimeError(_NOT_SYNCED)
+        if error is not None or self._ids() != self._trainable:
+            self._agree(error)
+            self._make_buckets()
+
+    def restart(self):
+        """Agrees anew and forgets what was under way, when Horovod has been initialised anew. A collective."""
+        self.agreed = True
+        name = self._agree(None)
+        collectives = HorovodCollectives(self.options.process_set)
+        self.pipeline.restart(collectives, name)
+        self.pipeline.in_backward = self.options.early and not self.scaling.used
+        self.scaling = Scaling(self.options.grad_scaler, self.options.process_set, name)
+        self.monitor.restart(collectives.rank, collectives.size)
+
+    def settle(self) -> Overflow:
+        """What must be known before the votes of a step: which parameters, and who has overflowed. A collective."""
+        self.follow_changes()
+        if not self._edit_reported and self.pipeline.edited() is not None:
+            self._edit_reported = True
+            warnings.warn(_EDITED, stacklevel=4)
+        return self.scaling.settle(self._optimizer)
+
+    def decisions(self) -> Iterator[tuple[Bucket, Planes]]:
+        """The votes of the step, each as soon as it is decided."""
+        self.monitor.begin()
+        for bucket, decided in self.pipeline.decisions():
+            if bucket.nans and not self._nan_reported:
+                self._report_nan(bucket)
+            abstained = bucket.zeros + bucket.nans
+            self.monitor.count(bucket.ballot, decided, bucket.coordinates, abstained, bucket.nans)
+            yield bucket, decided
+        self.monitor.end(self.pipeline.bytes_sent)
+
+    def withhold(self) -> dict[torch.Tensor, torch.Tensor]:
+        """Takes away the gradients that are voted on, so that this rank abstains as a whole; returns them."""
+        withheld = {p: p.grad for p in self._names if p.grad is not None}
+        for p in withheld:
+            p.grad = None
+        return withheld
+
+    def _ids(self) -> list[int]:
+        return [id(p) for group in self._optimizer.param_groups for p in group["params"] if p.requires_grad]
+
+    def _agree(self, error: Exception | None) -> str:
+        parameters = trainable(self._optimizer, self._labels) if error is None else {}
+        try:
+            check_parameters(parameters)
+        except TypeError as unvotable:
+            error = unvotable
+        return agree([self.options.line(), *describe(parameters)], error, self.options.process_set)
+
+    def _make_buckets(self):
+        parameters = trainable(self._optimizer, self._labels)
+        new = {p: label for p, label in parameters.items() if p not in self._names}
+        self._optimizer.make_vote_states(new)
+        buckets = make_buckets(self._optimizer, new, self.options.bucket_bytes, self._number)
+        self._number += len(buckets)
+        self.pipeline.add(buckets)
+        self._names.update(new)
+        self._trainable = self._ids()
+
+    def _report_nan(self, bucket: Bucket):
+        for p in bucket.parameters:
+            nans = 0 if p.grad is None else int(torch.isnan(p.grad.to_dense() if p.grad.is_sparse else p.grad).sum())
+            if nans:
+                self._nan_reported = True
+                warnings.warn(
+                    f"rank {hvd.rank()}: the gradient of parameter {self._names[p]} is NaN in {nans} of {p.numel()} "
+                    "coordinates: they abstain from the vote and training goes on (this is said once; "
+                    "optimizer.vote_statistics() counts them)",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+                return
