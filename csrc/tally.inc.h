@@ -8,11 +8,9 @@
 
 constexpr int kLine = 64;  // Bytes of a cache line: ballots are read in step, a line of each at a time.
 constexpr int kLineVectors = kLine / kBytes;
-#ifndef TB
-#define TB 1024
-#endif
-constexpr int kTallyBytes = TB;  // Bytes of every ballot handled together: the counters stay in the L1 cache.
-constexpr int kTallyVectors = kTallyBytes / kBytes;
+constexpr int kFewBytes = 512;    // Bytes of every ballot handled together when there are few ballots.
+constexpr int kManyBytes = 2048;  // And when there are many: the counters, in memory, stay near the L1 cache.
+constexpr int kMaxVectors = kManyBytes / kBytes;
 constexpr int kMaxTop = 31;
 
 // The lowest `top` that leaves room for kGroup (8 or 16) planes added at level 0 and, when there are planes, at level 1.
@@ -66,9 +64,9 @@ HS_INLINE void add_planes(U64* counter, int top, const In& in) {
 }
 
 struct Filled {
-  alignas(64) uint8_t bytes[kTallyBytes];
+  alignas(64) uint8_t bytes[kManyBytes];
   constexpr explicit Filled(uint8_t value) : bytes() {
-    for (int i = 0; i < kTallyBytes; ++i) bytes[i] = value;
+    for (int i = 0; i < kManyBytes; ++i) bytes[i] = value;
   }
 };
 
@@ -97,6 +95,13 @@ struct Group {
       nonzero[j] = votes ? votes + pos : kAllVote.bytes;
       planes |= votes != nullptr;
     }
+  }
+
+  // Asks for the line at `offset`.
+  template <bool kIdle>
+  HS_INLINE void ask(int offset) const {
+    for (int j = 0; j < kGroup; ++j) __builtin_prefetch(sign[j] + offset);
+    for (int j = 0; kIdle && j < kGroup; ++j) __builtin_prefetch(nonzero[j] + offset);
   }
 };
 
@@ -150,8 +155,8 @@ HS_INLINE void for_vectors(const Group<kGroup>& group, int bytes, const Add& add
 
 // A block's results: the sign plane and the plane of ties.
 struct Results {
-  alignas(64) U64 minus[kTallyVectors];
-  alignas(64) U64 tie[kTallyVectors];
+  alignas(64) U64 minus[kMaxVectors];
+  alignas(64) U64 tie[kMaxVectors];
 
   HS_INLINE void set(int v, const U64* counter, int top) {
     minus[v] = counter[top];
@@ -180,11 +185,7 @@ void tally_few(const Threshold& threshold, const Ballots& ballots, int64_t pos, 
 template <bool kPlanes, bool kIdle>
 HS_INLINE void add_block(U64* counters, int top, const Group<8>& group, const Group<8>& next, int bytes) {
   for_vectors(group, bytes, [&](const Group<8>& some, int offset, int v) HS_LAMBDA {
-    if (v % kLineVectors == 0) {
-      for (int j = 0; j < 8; ++j) __builtin_prefetch(next.sign[j] + v * kBytes, 0, TLOC);
-      if (kIdle)
-        for (int j = 0; j < 8; ++j) __builtin_prefetch(next.nonzero[j] + v * kBytes, 0, TLOC);
-    }
+    if (v % kLineVectors == 0) next.ask<kIdle>(v * kBytes);
     add_group<kPlanes, kIdle>(counters + v * (top + 1), top, some, offset);
   });
 }
@@ -192,14 +193,14 @@ HS_INLINE void add_block(U64* counters, int top, const Group<8>& group, const Gr
 // Any number of ballots, a group at a time over the whole block.
 template <bool kPlanes>
 void tally_many(const Threshold& threshold, const Ballots& ballots, int64_t pos, int bytes, Results& results) {
-  U64 counters[kTallyVectors * (kMaxTop + 1)];
+  U64 counters[kMaxVectors * (kMaxTop + 1)];
   const int top = threshold.top, levels = top + 1;
-  for (int v = 0; v < kTallyVectors; ++v)
+  for (int v = 0; v < kMaxVectors; ++v)
     for (int i = 0; i < levels; ++i) counters[v * levels + i] = threshold.start(i);
   for (int64_t first = 0; first < ballots.m; first += 8) {
     const Group<8> group(ballots, first, pos);
     const bool last = first + 8 >= ballots.m;
-    const Group<8> next(ballots, last ? 0 : first + 8, last ? pos + kTallyBytes : pos);
+    const Group<8> next(ballots, last ? 0 : first + 8, last ? pos + kManyBytes : pos);
     if (kPlanes && group.planes)
       add_block<kPlanes, kPlanes>(counters, top, group, next, bytes);
     else
@@ -234,16 +235,18 @@ struct Output {
 
 template <bool kPlanes>
 int64_t tally_ballots(const Ballots& ballots, int64_t nbytes, uint8_t* out_sign, uint8_t* out_nonzero) {
-  const int lowest = ballots.m > 8 && ballots.m <= 16 ? kLowestTop<kPlanes, 16> : kLowestTop<kPlanes, 8>;
-  const Threshold threshold(ballots.m, kPlanes, lowest);
+  // Sixteen ballots with planes would be more streams than prefetching in hardware keeps up with.
+  const bool eight = ballots.m <= 8, sixteen = !kPlanes && !eight && ballots.m <= 16;
+  const int most = eight || sixteen ? kFewBytes : kManyBytes;
+  const Threshold threshold(ballots.m, kPlanes, sixteen ? kLowestTop<kPlanes, 16> : kLowestTop<kPlanes, 8>);
   Output out{out_sign, out_nonzero, 0};
   Results results;
-  for (int64_t pos = 0; pos < nbytes; pos += kTallyBytes) {
-    const int bytes = nbytes - pos < kTallyBytes ? static_cast<int>(nbytes - pos) : kTallyBytes;
-    if (ballots.m <= 8)
+  for (int64_t pos = 0; pos < nbytes; pos += most) {
+    const int bytes = nbytes - pos < most ? static_cast<int>(nbytes - pos) : most;
+    if (eight)
       tally_few<kPlanes, 8>(threshold, ballots, pos, bytes, results);
-    else if (ballots.m <= 16)
-      tally_few<kPlanes, 16>(threshold, ballots, pos, bytes, results);
+    else if (sixteen)
+      tally_few<false, 16>(threshold, ballots, pos, bytes, results);
     else
       tally_many<kPlanes>(threshold, ballots, pos, bytes, results);
     out.put(threshold, results, pos, bytes);

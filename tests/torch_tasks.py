@@ -22,10 +22,15 @@ def model(seed: int = 1, dtype=torch.float32) -> torch.nn.Module:
 
 def backward(net: torch.nn.Module, step: int, dtype=torch.float32):
     """One backward pass on images of this rank's own."""
+    loss(net, step, dtype).backward()
+
+
+def loss(net: torch.nn.Module, step: int, dtype=torch.float32) -> torch.Tensor:
+    """The loss on images of this rank's own."""
     generator = torch.Generator().manual_seed(1000 * step + hvd.rank())
     x = torch.randn(5, 1, 8, 8, generator=generator).to(dtype)
     y = torch.randint(3, (5,), generator=generator)
-    torch.nn.functional.cross_entropy(net(x), y).backward()
+    return torch.nn.functional.cross_entropy(net(x), y)
 
 
 def values(net: torch.nn.Module) -> list[np.ndarray]:

@@ -5,6 +5,7 @@ however little it carries. A variable starts at a 64-bit word, so padding is ins
 """
 
 import itertools
+import warnings
 from typing import NamedTuple
 
 import horovod.tensorflow as hvd
@@ -24,6 +25,10 @@ from horovod_sign.voting.protocols import PROTOCOLS, TRANSPORTS
 # Coordinates per bucket. Large, since in a graph packing is one pass and does not wait for backward.
 BUCKET = 2**25
 
+_LATE = (
+    "{} has a gradient, but had none on any rank in the first step and so was left out of the votes: it will not be "
+    "trained; let the first step use it on some rank"
+)
 _numbers = itertools.count()
 
 
@@ -69,6 +74,7 @@ class Election:
         self.name = f"horovod_sign.tf.{next(_numbers)}"
         self._process_set, self._transport = process_set, transport
         self._missing_everywhere: list[bool] | None = None
+        self._warned: set[str] = set()
 
     @property
     def rank(self) -> int:
@@ -101,6 +107,10 @@ class Election:
             ValueError: the ranks do not vote on the same variables. On all ranks, in the first step.
         """
         absent = self.prepare(gradients, variables, labels)
+        for gradient, none, label in zip(gradients, absent, labels, strict=True):
+            if none and gradient is not None and label not in self._warned:
+                self._warned.add(label)
+                warnings.warn(_LATE.format(label), stacklevel=2)
         gradients = [self.dense(g, v) for g, v in zip(gradients, variables, strict=True)]
         votes = [None if none else tf.zeros(v.shape, v.dtype) for none, v in zip(absent, variables, strict=True)]
         for number, bucket in enumerate(_buckets(variables, absent)):
@@ -148,10 +158,7 @@ class Election:
                 slot.assign(m)
         if abstaining is not None:
             silent = tf.where(abstaining, np.uint8(0), np.uint8(255))
-            if nonzero is None:
-                nonzero = tf.fill(sign.shape, silent)
-            else:
-                nonzero = tf.bitwise.bitwise_and(nonzero, silent)
+            nonzero = tf.fill(sign.shape, silent) if nonzero is None else tf.bitwise.bitwise_and(nonzero, silent)
         return Planes(sign, nonzero)
 
     def _agree(self, gradients, variables, labels) -> list[bool]:
@@ -201,14 +208,17 @@ def require_horovod():
 
 def refuse_xla():
     """Raises ValueError inside a function compiled by XLA as a whole, where Horovod's ops cannot run."""
-    context = getattr(tf.compat.v1.get_default_graph(), "_get_control_flow_context", lambda: None)()
-    while context is not None:
-        if context.IsXLAContext():
-            raise ValueError(
-                "Horovod's ops cannot run inside a function compiled by XLA: use jit_compile=False in model.compile "
-                "or tf.function (packing and counting of votes are compiled by themselves)"
-            )
-        context = context.outer_context
+    graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+    while graph is not None:
+        context = getattr(graph, "_get_control_flow_context", lambda: None)()
+        while context is not None:
+            if context.IsXLAContext():
+                raise ValueError(
+                    "Horovod's ops cannot run inside a function compiled by XLA: use jit_compile=False in model.compile"
+                    " or tf.function (packing and counting of votes are compiled by themselves)"
+                )
+            context = context.outer_context
+        graph = getattr(graph, "outer_graph", None)
 
 
 def _present(gradient, variable: Coordinates):

@@ -121,7 +121,7 @@ def _read(buffer, lengths):
 
 
 def _majority(signs, nonzeros, one_bit):
-    """(sign, nonzero or None) of M ballots, by counters that are themselves cut into planes: 8 coordinates an operation.
+    """(sign, nonzero or None) of M ballots, by counters cut into planes: 8 coordinates in one operation on a byte.
 
     The counter of a coordinate adds sign + 1, that is 0, 1 or 2; the vote is plus where it is above M, minus below.
     """

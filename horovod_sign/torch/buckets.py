@@ -124,7 +124,8 @@ class Bucket:
             # All count all steps, also those without a gradient, so that a group warms up as one.
             warm = any([warming_up(rule, self._voter.vote_state(p)) for p in parameters])  # noqa: C419
             present = [p for p in parameters if p.grad is not None]
-            self._pack_alike(rule, warm, dtype, present, abstain)
+            if present:
+                self._pack_alike(rule, warm, dtype, present, abstain)
             self._abstain_for([p for p in parameters if p.grad is None])
         self._packed.update(self._waiting)
         self._waiting, self._waiting_bytes = [], 0

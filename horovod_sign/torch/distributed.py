@@ -253,8 +253,7 @@ class _VotesAsGradients:
         return self._sign_states.setdefault(p, {})
 
     def _vote_before_step(self):
-        untouched = self._votes.pipeline.untouched
-        if untouched and self._spent and all(left() is p.grad and p.grad._version == v for p, left, v in self._spent):
+        if self._spent and self._votes.pipeline.untouched and all(self._is_spent(*each) for each in self._spent):
             raise RuntimeError(_SPENT)
         self.synchronize()
 
@@ -262,6 +261,11 @@ class _VotesAsGradients:
         self._base.step(self)
         parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         self._spent = [(p, weakref.ref(p.grad), p.grad._version) for p in parameters]
+
+    @staticmethod
+    def _is_spent(p: torch.Tensor, left: weakref.ref, version: int) -> bool:
+        """Whether the gradient is still what the last step left there."""
+        return p.grad is not None and p.grad is left() and p.grad._version == version
 
     def state_dict(self) -> dict:
         """The optimizer's, and under "horovod_sign" the momentum that this rank votes by, if there is one."""

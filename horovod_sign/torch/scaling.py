@@ -42,6 +42,7 @@ class Scaling:
         """Raises RuntimeError if this step does not come by the scaler, or by one that votes did not wait for."""
         stepped_by_scaler = getattr(optimizer, "found_inf", None) is not None
         if stepped_by_scaler and not self.used:
+            self.hide_from_base(optimizer)
             raise RuntimeError(
                 "a GradScaler steps this optimizer, whose votes started during backward on gradients that were still "
                 "scaled: give hvs.DistributedOptimizer grad_scaler=scaler"

@@ -15,6 +15,12 @@ from horovod_sign.tensorflow.election import Coordinates, Election
 from horovod_sign.tensorflow.keras.optimizers import SignOptimizer
 from horovod_sign.tensorflow.memory import OwnMomentum, Sums
 
+_SCALED_OUTSIDE = (
+    "LossScaleOptimizer around a distributed optimizer would leave ranks waiting for each other when one of them "
+    "overflows: use hvs.DistributedOptimizer(LossScaleOptimizer(optimizer)), also for a model of policy mixed_float16, "
+    "which puts a LossScaleOptimizer around any other optimizer"
+)
+
 
 def DistributedOptimizer(
     optimizer: keras.optimizers.Optimizer,
@@ -29,13 +35,13 @@ def DistributedOptimizer(
 ) -> keras.optimizers.Optimizer:
     """Makes a Keras 3 optimizer step by majority vote: in `model.fit`, or by `optimizer.apply` in a loop of one's own.
 
-    Each worker votes one bit a coordinate: the sign of its gradient (signSGD) or of its own momentum (Signum); a vote is
-    sign(sum over ranks of the signs) (Bernstein et al. 2018, arXiv 1802.04434, Algorithms 1 to 3). Around `SignSGD` and
-    `Signum` the step is theirs, by the vote; around any other optimizer the votes (-1, 0 or +1) are its gradients.
+    Each worker votes one bit a coordinate: the sign of its gradient (signSGD) or of its own momentum (Signum); a vote
+    is sign(sum over ranks of the signs) (Bernstein et al. 2018, arXiv 1802.04434, Algorithms 1 to 3). Around `SignSGD`
+    and `Signum` the step is theirs, by the vote; around any other optimizer the votes (-1, 0, +1) are its gradients.
 
     Wrap `LossScaleOptimizer` from outside. A rank whose gradients overflow then abstains in that step, and all ranks
-    lower the scale; where all overflow, the step is left out. With gradient accumulation a vote is on the mean gradient,
-    once per applied step.
+    lower the scale; where all overflow, the step is left out. With gradient accumulation a vote is on the mean
+    gradient, once per applied step.
 
     Args:
         optimizer: not wrapped yet. It keeps its state, and itself becomes distributed: the returned object is the same.
@@ -55,8 +61,8 @@ def DistributedOptimizer(
 
     Raises:
         TypeError: an argument of Horovod's that a vote cannot have (op, groups, ...); not a Keras 3 optimizer.
-        ValueError: Horovod not initialized; an optimizer that is already wrapped; bad options. In the first step, on all
-            ranks: the ranks' variables differ.
+        ValueError: Horovod not initialized; an optimizer that is already wrapped; bad options. In the first step, on
+            all ranks: the ranks' variables differ.
     """
     if not isinstance(optimizer, keras.optimizers.Optimizer):
         raise TypeError(f"optimizer must be a Keras 3 optimizer, got {type(optimizer).__name__}")
@@ -96,8 +102,8 @@ def _set_accumulation(inner, passes):
         )
     if inner.built:
         raise ValueError(
-            "the optimizer already has its variables: give Keras's gradient_accumulation_steps to the optimizer instead "
-            "of backward_passes_per_step to the wrapper"
+            "the optimizer already has its variables: give Keras's gradient_accumulation_steps to the optimizer "
+            "instead of backward_passes_per_step to the wrapper"
         )
     inner.gradient_accumulation_steps = passes
 
@@ -111,7 +117,17 @@ def _distributed_class(base, options):
             self.__dict__["_horovod_sign_step"] = _Step(self, base, *options)
         return self.__dict__["_horovod_sign_step"].apply(grads, trainable_variables)
 
-    members = {"apply": tf.autograph.experimental.do_not_convert(apply), "_horovod_sign_options": options}
+    def set_attribute(self, name, value):
+        # A LossScaleOptimizer takes the factor away from the optimizer that it is put around.
+        if name == "loss_scale_factor" and value is None and "built" in self.__dict__:
+            raise ValueError(_SCALED_OUTSIDE)
+        base.__setattr__(self, name, value)
+
+    members = {
+        "apply": tf.autograph.experimental.do_not_convert(apply),
+        "__setattr__": set_attribute,
+        "_horovod_sign_options": options,
+    }
     cls = type(base.__name__, (base,), {**members, "__module__": base.__module__, "__doc__": base.__doc__})
     registered = keras.saving.get_registered_name(base)
     if ">" in registered:

@@ -66,7 +66,7 @@ class SignSGD(SignOptimizer):
 
     Args:
         learning_rate: a float, a schedule, or a callable: how far each coordinate moves in a step; typically a tenth to
-            a thirtieth of what SGD takes. Votes do not grow with the number of ranks: do not multiply it by `hvd.size()`.
+            a thirtieth of what SGD takes. Votes do not grow with the ranks: do not multiply it by `hvd.size()`.
         weight_decay: decoupled; see `exclude_from_weight_decay`.
         name: of the optimizer.
         **kwargs: Keras's `use_ema`, `gradient_accumulation_steps`, `loss_scale_factor` and so on, but no clipping.

@@ -1,0 +1,274 @@
+"""Faults of one rank under mpirun: overflows, NaN, hostile workers, joined ranks. The others go on, all alike."""
+
+import copy
+import math
+import os
+import warnings
+
+import horovod.torch as hvd
+import numpy as np
+import oracle
+import pytest
+import torch
+import torch_tasks as tasks
+from mpi4py import MPI
+
+import horovod_sign.torch as hvs
+
+os.environ["HOROVOD_DYNAMIC_PROCESS_SETS"] = "1"
+hvd.init()
+
+LAST = hvd.size() - 1
+needs_two = pytest.mark.skipif(hvd.size() == 1, reason="one rank has no others")
+
+
+def wrap(optimizer, net, **options):
+    return hvs.DistributedOptimizer(optimizer, named_parameters=net.named_parameters(), **options)
+
+
+def make(kind, net):
+    """Signum itself, or Adam around votes by momentum."""
+    if kind == "Signum":
+        return hvs.Signum(net.parameters(), 0.01, weight_decay=0.1), {}
+    return torch.optim.Adam(net.parameters(), 0.01), {"compression": hvs.Compression.signum(0.9)}
+
+
+def momenta(optimizer) -> list[np.ndarray]:
+    return [optimizer.vote_state(p)["momentum_buffer"].numpy().copy() for p in optimizer.param_groups[0]["params"]]
+
+
+def scaled_step(optimizer, net, scaler, step, how="scaler.step", overflow=False):
+    """One step on a scaled loss; `overflow`: with an infinite gradient on this rank."""
+    optimizer.zero_grad()
+    handles = [net[3].bias.register_hook(lambda g: torch.full_like(g, math.inf))] if overflow else []
+    scaler.scale(tasks.loss(net, step)).backward()
+    for handle in handles:
+        handle.remove()
+    if how == "clip":
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+    if how == "synchronize":
+        optimizer.synchronize()
+        with optimizer.skip_synchronize():
+            scaler.step(optimizer)
+    else:
+        scaler.step(optimizer)
+    scaler.update()
+    return scaler.get_scale()
+
+
+@pytest.mark.parametrize("how", ["scaler.step", "clip", "synchronize"])
+@pytest.mark.parametrize("kind", ["Signum", "Adam"])
+def test_a_rank_that_overflows_abstains_in_that_step(kind, how):
+    """No deadlock, the same weights and scales everywhere, momenta of unscaled gradients; as without that rank."""
+    nets = [tasks.model(), tasks.model()]
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=3)
+    plain, options = make(kind, nets[0])
+    optimizer = wrap(plain, nets[0], grad_scaler=scaler, **options)
+    # The same without a scaler, where the overflowing rank has no gradients in that step.
+    plain, options = make(kind, nets[1])
+    reference = wrap(plain, nets[1], overlap=False, **options)
+    for step in range(8):
+        everyone = step == 6
+        overflow = everyone or (step in (2, 3) and hvd.rank() == LAST)
+        before, kept = tasks.values(nets[0]), momenta(optimizer)
+        scale = scaled_step(optimizer, nets[0], scaler, step, how, overflow)
+        assert len(set(MPI.COMM_WORLD.allgather(scale))) == 1
+        if overflow:
+            assert all((left == right).all() for left, right in zip(kept, momenta(optimizer), strict=True))
+        if everyone or (hvd.size() == 1 and overflow):
+            assert all((left == right).all() for left, right in zip(before, tasks.values(nets[0]), strict=True))
+            continue
+        reference.zero_grad()
+        tasks.loss(nets[1], step).backward()
+        if how == "clip":
+            torch.nn.utils.clip_grad_norm_(nets[1].parameters(), 1.0)
+        if overflow:
+            reference.zero_grad()
+        reference.step()
+        tasks.assert_replicas_identical(nets[0])
+        for left, right in zip(*map(tasks.values, nets), strict=True):
+            np.testing.assert_array_equal(left, right)
+    # The scale is a power of two, so unscaling is exact.
+    for left, right in zip(momenta(optimizer), momenta(reference), strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-9)
+    assert scale < 2.0**10
+
+
+@needs_two
+def test_an_overflow_with_one_bit_votes_is_a_skipped_step():
+    """With abstain=False nobody can abstain."""
+    net = tasks.model()
+    scaler = torch.amp.GradScaler("cpu")
+    optimizer = wrap(hvs.SignSGD(net.parameters(), 0.01), net, grad_scaler=scaler, abstain=False)
+    before = tasks.values(net)
+    scaled_step(optimizer, net, scaler, 0, overflow=hvd.rank() == LAST)
+    assert all((left == right).all() for left, right in zip(before, tasks.values(net), strict=True))
+    scaled_step(optimizer, net, scaler, 1)
+    assert any((left != right).any() for left, right in zip(before, tasks.values(net), strict=True))
+    tasks.assert_replicas_identical(net)
+
+
+def test_float16_autocast_trains():
+    net = tasks.model()
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24)  # overflows at first
+    optimizer = wrap(hvs.Signum(net.parameters(), 0.01), net, grad_scaler=scaler)
+    scales = []
+    for step in range(20):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.float16):
+            loss = tasks.loss(net, step)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        scales.append(scaler.get_scale())
+        tasks.assert_replicas_identical(net)
+    assert scales[-1] < 2.0**24
+    assert len(set(MPI.COMM_WORLD.allgather(tuple(scales)))) == 1
+    assert all(np.isfinite(value).all() for value in tasks.values(net))
+
+
+def test_a_scaler_that_is_not_named_is_refused():
+    net = tasks.model()
+    scaler = torch.amp.GradScaler("cpu")
+    optimizer = wrap(hvs.SignSGD(net.parameters(), 0.01), net)
+    scaler.scale(tasks.loss(net, 0)).backward()
+    with pytest.raises(RuntimeError, match="grad_scaler=scaler"):
+        scaler.step(optimizer)
+    optimizer.step()  # ends the votes that are on their way
+    optimizer = wrap(hvs.SignSGD(net.parameters(), 0.01), net, grad_scaler=scaler)
+    scaler.scale(tasks.loss(net, 0)).backward()
+    with pytest.raises(RuntimeError, match=r"call scaler\.step\(optimizer\)"):
+        optimizer.step()
+
+
+def test_a_disabled_scaler_changes_nothing():
+    nets = [tasks.model(), tasks.model()]
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    scaled = wrap(hvs.Signum(nets[0].parameters(), 0.01), nets[0], grad_scaler=scaler)
+    plain = wrap(hvs.Signum(nets[1].parameters(), 0.01), nets[1])
+    for step in range(3):
+        for optimizer, net in ((scaled, nets[0]), (plain, nets[1])):
+            optimizer.zero_grad()
+            scaler.scale(tasks.loss(net, step)).backward()
+            scaler.step(optimizer)
+            scaler.update()
+    for left, right in zip(*map(tasks.values, nets), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+@pytest.mark.parametrize("transport", ["exchange", "counts"])
+@pytest.mark.parametrize("kind", ["SignSGD", "Signum"])
+def test_nan_and_inf_gradients_of_one_rank(kind, transport):
+    """NaN abstains, an infinity has its sign; the user is told once, on that rank, with the parameter's name."""
+    net = tasks.model()
+    momentum = None if kind == "SignSGD" else 0.9
+    plain = hvs.SignSGD(net.parameters(), 0.01) if momentum is None else hvs.Signum(net.parameters(), 0.01, momentum)
+    optimizer = wrap(plain, net, transport=transport)
+    simulation = tasks.Simulation(tasks.values(net), hvd.size(), 0.01, momentum)
+    broken = hvd.rank() == LAST
+
+    def spoil(g):
+        g = g.clone()
+        g.view(-1)[:3] = torch.tensor([math.nan, math.inf, -math.inf])
+        return g
+
+    if broken:
+        net[3].weight.register_hook(spoil)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        for step in range(10):
+            optimizer.zero_grad()
+            tasks.backward(net, step)
+            optimizer.step()
+            simulation.step(tasks.gradients_of_all_ranks(net))
+            assert optimizer.vote_statistics().nans == broken
+    messages = [str(each.message) for each in warned if "NaN" in str(each.message)]
+    assert len(messages) == broken
+    assert all(f"rank {LAST}: the gradient of parameter 3.weight is NaN in 1 of 756" in text for text in messages)
+    assert optimizer.vote_statistics().total_nans == 10 * broken
+    tasks.assert_replicas_identical(net)
+    for value, simulated in zip(tasks.values(net), simulation.x, strict=True):
+        np.testing.assert_allclose(value, simulated, rtol=1e-5, atol=1e-6)
+    assert all(torch.isfinite(m).all() for state in optimizer.state.values() for m in state.values())
+
+
+def test_what_never_sees_a_gradient_does_not_move():
+    """Rows of an embedding that no rank reads, and a unit that never fires."""
+    torch.manual_seed(0)
+    embedding, hidden, output = torch.nn.Embedding(50, 4), torch.nn.Linear(4, 6), torch.nn.Linear(6, 2)
+    net = torch.nn.Sequential(embedding, hidden, torch.nn.ReLU(), output)
+    with torch.no_grad():
+        hidden.bias[2] = -100.0
+    optimizer = wrap(hvs.Signum(net.parameters(), 0.01), net)
+    before = [copy.deepcopy(p.detach()) for p in net.parameters()]
+    seen = set()
+    for step in range(10):
+        rows = [7 * rank + step for rank in range(hvd.size())]
+        seen.update(rows)
+        optimizer.zero_grad()
+        net(torch.tensor([rows[hvd.rank()]])).square().sum().backward()
+        optimizer.step()
+    after = list(net.parameters())
+    unseen = [row for row in range(50) if row not in seen]
+    assert torch.equal(after[0][unseen], before[0][unseen])
+    assert (after[0][sorted(seen)] != before[0][sorted(seen)]).any(1).all()
+    assert torch.equal(after[1][2], before[1][2])
+    assert torch.equal(after[2][2], before[2][2])
+    assert torch.equal(after[3][:, 2], before[3][:, 2])
+    tasks.assert_replicas_identical(net)
+
+
+@pytest.mark.parametrize("kind", sorted(hvs.adversaries.KINDS))
+@pytest.mark.parametrize("method", ["SignSGD", "Signum"])
+def test_just_under_half_of_the_ranks_are_hostile(method, kind):
+    """A linear regression is learnt all the same."""
+    hostile = (hvd.size() - 1) // 2
+    truth = torch.randn(20, generator=torch.Generator().manual_seed(7))
+    net = torch.nn.Linear(20, 1, bias=False)
+    torch.nn.init.zeros_(net.weight)
+    if hvd.rank() >= hvd.size() - hostile:
+        hvs.adversaries.corrupt(net.parameters(), kind, seed=hvd.rank())
+    optimizer = wrap(getattr(hvs, method)(net.parameters(), 0.05), net)
+    generator = torch.Generator().manual_seed(hvd.rank())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        for _ in range(60):
+            x = torch.randn(64, 20, generator=generator)
+            optimizer.zero_grad()
+            (net(x)[:, 0] - x @ truth).square().mean().backward()
+            optimizer.step()
+    tasks.assert_replicas_identical(net)
+    assert (net.weight[0] - truth).norm() < 0.1 * truth.norm()
+
+
+def test_unknown_adversaries_are_refused():
+    with pytest.raises(ValueError, match="kind must be one of"):
+        hvs.adversaries.corrupt([], "evil")
+
+
+def test_joined_ranks_abstain_with_counts():
+    """Uneven data: rank r has r + 1 steps and then joins, so in the end the last rank votes alone."""
+    p = torch.nn.Parameter(torch.zeros(100))
+    optimizer = hvs.DistributedOptimizer(torch.optim.SGD([p], 1.0), transport="counts")
+    x = [torch.from_numpy(oracle.gradients(rank, 100, np.float32)) for rank in range(hvd.size())]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        for step in range(1 + hvd.rank()):
+            optimizer.zero_grad()
+            p.grad = x[hvd.rank()].clone()
+            optimizer.step()
+            expected = oracle.vote([each.numpy() for each in x[step:]])
+            np.testing.assert_array_equal(p.grad.numpy(), expected)
+    hvd.join()
+
+
+@needs_two
+def test_joined_ranks_and_the_exchange_are_one_clear_sentence():
+    p = torch.nn.Parameter(torch.zeros(1000))
+    optimizer = hvs.DistributedOptimizer(hvs.SignSGD([p], 1.0))
+    if hvd.rank() > 0:
+        with pytest.raises(RuntimeError, match=r'called hvd\.join\(\).*transport="counts"'):
+            (p.sum() * 1.0).backward()
+            optimizer.step()
+    hvd.join()

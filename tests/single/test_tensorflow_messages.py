@@ -1,0 +1,70 @@
+"""The TensorFlow messages: the same bytes as NumPy's, whatever abstains, for any number of ranks."""
+
+import numpy as np
+import pytest
+
+tf = pytest.importorskip("tensorflow")
+pytest.importorskip("horovod.tensorflow")
+
+from horovod_sign.tensorflow import messages as ours  # noqa: E402
+from horovod_sign.tensorflow.ballots import packer  # noqa: E402
+from horovod_sign.voting import messages as reference  # noqa: E402
+
+COORDINATES = 64 * 5 - 3
+
+
+def ballot(rank: int, abstain: bool):
+    """A rank's gradient: even ranks abstain in the second half only, rank 1 nowhere."""
+    x = np.random.default_rng(rank).standard_normal(COORDINATES).astype(np.float32)
+    if rank != 1:
+        x[COORDINATES // 2 :: 3] = [0.0, np.nan, -0.0][rank % 3]
+    return ours.Planes(*packer(abstain)([tf.constant(x)])), reference.Planes(*_reference_pack(x, abstain)[:2])
+
+
+def _reference_pack(x, abstain):
+    from horovod_sign import algebra
+
+    return algebra.pack_ballot(x, abstain)
+
+
+@pytest.mark.parametrize("abstain", [True, False])
+@pytest.mark.parametrize("ranks", [2, 3, 7, 8])
+def test_exchange_sends_numpy_s_bytes(ranks, abstain):
+    pairs = [ballot(rank, abstain) for rank in range(ranks)]
+    bounds = reference.chunk_bounds(pairs[0][0].sign.shape[0], ranks)
+    widths = [b - a for a, b in bounds]
+    sent = []
+    for mine, theirs in pairs:
+        buffer, lengths = ours.split(mine, bounds)
+        expected, expected_lengths = reference.split(theirs, bounds)
+        np.testing.assert_array_equal(buffer, expected)
+        np.testing.assert_array_equal(lengths, expected_lengths)
+        sent.append(np.split(expected, np.cumsum(expected_lengths)[:-1]))
+    results = []
+    for rank in range(ranks):
+        received = np.concatenate([messages[rank] for messages in sent])
+        mine = ours.tally(ours.parse(tf.constant(received), [widths[rank]] * ranks), not abstain)
+        theirs = reference.tally(reference.parse(received, [widths[rank]] * ranks), not abstain)
+        result = ours.split(mine, [(0, widths[rank])])[0]
+        np.testing.assert_array_equal(result, reference.split(theirs, [(0, widths[rank])])[0])
+        results.append(result.numpy())
+    decided = np.concatenate(results)
+    mine, theirs = ours.join(ours.parse(tf.constant(decided), widths)), reference.join(reference.parse(decided, widths))
+    np.testing.assert_array_equal(mine.sign, theirs.sign)
+    np.testing.assert_array_equal(
+        mine.nonzero, np.full_like(theirs.sign, 255) if theirs.nonzero is None else theirs.nonzero
+    )
+
+
+@pytest.mark.parametrize("abstain", [True, False])
+@pytest.mark.parametrize(("ranks", "bits"), [(1, 2), (3, 4), (9, 8), (130, 16)])
+def test_counts_send_numpy_s_words(ranks, bits, abstain):
+    pairs = [ballot(rank % 6, abstain) for rank in range(ranks)]
+    for mine, theirs in pairs[:6]:
+        np.testing.assert_array_equal(ours.encode_fields(mine, bits), reference.encode_fields(theirs, bits))
+    words = sum(reference.encode_fields(theirs, bits) for _, theirs in pairs)
+    mine = ours.decode_fields(tf.constant(words), bits, not abstain)
+    theirs = reference.decode_fields(words, bits, not abstain)
+    np.testing.assert_array_equal(mine.sign, theirs.sign)
+    if theirs.nonzero is not None:
+        np.testing.assert_array_equal(mine.nonzero, theirs.nonzero)
