@@ -5,7 +5,6 @@
 // where T = M. Counters therefore start at 2^top - 1 - M instead of 0: then bit `top` is the answer, and all the lower
 // bits are ones exactly at a tie. Where no ballot has a nonzero plane, T = N and the threshold is M / 2.
 
-
 constexpr int kLine = 64;  // Bytes of a cache line: ballots are read in step, a line of each at a time.
 constexpr int kLineVectors = kLine / kBytes;
 constexpr int kFewBytes = 512;    // Bytes of every ballot handled together when there are few ballots.
@@ -105,7 +104,7 @@ struct Group {
   }
 };
 
-// The first `bytes` bytes (less than a line) of a group's ballots, made into whole lines.
+// The first `bytes` bytes (less than a line) of a group's ballots, made into whole lines of votes for plus.
 template <int kGroup>
 struct LastLines {
   alignas(64) uint8_t sign[kGroup][kLine], nonzero[kGroup][kLine];
@@ -222,8 +221,7 @@ struct Output {
       if (nonzero) memset(nonzero + pos, 0xff, bytes);
       return;
     }
-    memset(tie + bytes, 0, -bytes & 7);  // Up to the next word: bytes that are not there have no ties.
-    const int words = (bytes + 7) / 8;
+    const int words = (bytes + 7) / 8;  // Bytes after the last have no ties: all vote plus there.
     int64_t count = 0;
     for (int w = 0; w < words; ++w) count += __builtin_popcountll(load<uint64_t>(tie + 8 * w));
     ties += count;

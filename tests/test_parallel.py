@@ -13,6 +13,10 @@ RANKS = {
     "test_majority_vote.py": (1, 2, 3, 4, 6),
     "test_torch_votes.py": (1, 2, 3, 4),
     "test_torch_training.py": (1, 2, 3, 4),
+    "test_torch_faults.py": (1, 3, 4, 5),
+    "test_torch_models.py": (1, 3),
+    "test_torch_restarts.py": (1, 2, 3),
+    "test_statistics.py": (1, 2, 5),
 }
 # Rank 0's report is enough: it says what failed on other ranks.
 ONE_REPORT = ("sh", "-c", '[ "$OMPI_COMM_WORLD_RANK" = 0 ] || exec >/dev/null; exec "$@"', "sh")

@@ -34,6 +34,8 @@ def parse_arguments(doc: str):
 
 def load(args):
     """(name, this rank's training set, this rank's test set, (training images, test images) in all)."""
+    tf.config.threading.set_intra_op_parallelism_threads(1)  # as many ranks as cores
+    tf.config.threading.set_inter_op_parallelism_threads(1)
     images = data.load(args.data_dir)
     train_set = tf.data.Dataset.from_generator(
         _Epochs(images.train_x[..., None], images.train_y, args),

@@ -114,7 +114,7 @@ class Segments:
         """tensors: a sequence of (address or array, number of elements)."""
         tensors = list(tensors)
         self.lengths = np.array([n for _, n in tensors], np.int64)
-        if (self.lengths < 0).any():
+        if self.lengths.min(initial=0) < 0:
             raise ValueError("a tensor cannot have a negative number of elements")
         filled = (self.lengths + 63) // 64 * 8
         ends = np.cumsum(filled, dtype=np.int64)

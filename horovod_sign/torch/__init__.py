@@ -13,10 +13,19 @@ except ImportError as error:
         "HOROVOD_WITH_PYTORCH=1 pip install --no-build-isolation horovod"
     ) from error
 
+from horovod_sign.statistics import VoteStatistics
 from horovod_sign.torch import adversaries
 from horovod_sign.torch.checkpoints import gather_state_dict
 from horovod_sign.torch.compression import Compression
 from horovod_sign.torch.distributed import DistributedOptimizer
 from horovod_sign.torch.optimizers import SignSGD, Signum
 
-__all__ = ["Compression", "DistributedOptimizer", "SignSGD", "Signum", "adversaries", "gather_state_dict"]
+__all__ = [
+    "Compression",
+    "DistributedOptimizer",
+    "SignSGD",
+    "Signum",
+    "VoteStatistics",
+    "adversaries",
+    "gather_state_dict",
+]

@@ -19,7 +19,7 @@ from horovod_sign.torch.planes import DTYPES, has_kernels
 from horovod_sign.voting.messages import Planes
 
 # Gradients are packed when so many bytes of them have arrived: few calls, and before they have left the cache.
-PACK_BYTES = 2**20
+PACK_BYTES = 2**22
 
 
 class Voter(Protocol):
@@ -35,10 +35,11 @@ class Voter(Protocol):
 
 
 class Place(NamedTuple):
-    """Where a parameter belongs: the number of its group, and the byte of the planes where its bits start."""
+    """Where a parameter belongs: the number of its group, the byte of the planes where its bits start, its length."""
 
     group: int
     offset: int
+    size: int
 
 
 class Bucket:
@@ -60,8 +61,8 @@ class Bucket:
         whole = native.Segments([(0, p.numel()) for p in self.parameters])
         self.plane_bytes, self.coordinates = whole.plane_bytes, whole.coordinates
         groups, offsets = [group for _, group in parameters], whole.offsets.tolist()
-        self._places = {p: Place(*at) for p, at in zip(self.parameters, zip(groups, offsets, strict=True), strict=True)}
-        self._sizes = whole.lengths.tolist()
+        places = map(Place, groups, offsets, whole.lengths.tolist())
+        self._places = dict(zip(self.parameters, places, strict=True))
         self._sign = np.zeros(self.plane_bytes, np.uint8)
         self._nonzero = np.zeros(self.plane_bytes, np.uint8)
         self.forget()
@@ -118,17 +119,23 @@ class Bucket:
         self._packed: set[torch.Tensor] = set()
 
     def _pack_waiting(self, abstain: bool):
-        self._check_sizes()
+        self._check_sizes(self._waiting)
         for group, dtype, parameters in self._alike(self._waiting):
             rule = self._voter.vote_rule(group)
             # All count all steps, also those without a gradient, so that a group warms up as one.
-            warm = any([warming_up(rule, self._voter.vote_state(p)) for p in parameters])  # noqa: C419
+            warm = self._warm(rule, parameters)
             present = [p for p in parameters if p.grad is not None]
             if present:
                 self._pack_alike(rule, warm, dtype, present, abstain)
             self._abstain_for([p for p in parameters if p.grad is None])
         self._packed.update(self._waiting)
         self._waiting, self._waiting_bytes = [], 0
+
+    def _warm(self, rule: Rule, parameters: list[torch.Tensor]) -> bool:
+        if not rule.warmup_steps:
+            return False
+        # A list, not a generator: all must count, also after the first that is warm.
+        return max([warming_up(rule, self._voter.vote_state(p)) for p in parameters])
 
     def _pack_alike(self, rule: Rule, warm: bool, dtype: str, parameters: list[torch.Tensor], abstain: bool):
         """Packs parameters of one rule and dtype in one call of a kernel."""
@@ -181,13 +188,13 @@ class Bucket:
                 self._nonzero[end - 8 : end] = np.packbits(np.arange(64) >= p.numel() % 64, bitorder="little")
             self._zeros += p.numel()
 
-    def _check_sizes(self):
+    def _check_sizes(self, parameters: list[torch.Tensor]):
         # The kernels trust lengths: a parameter that has grown would be written over its neighbours' bits.
-        for p, size in zip(self.parameters, self._sizes, strict=True):
-            if p.numel() != size:
+        for p in parameters:
+            if p.numel() != self._places[p].size:
                 raise RuntimeError(
-                    f"a parameter had {size} coordinates when hvs.DistributedOptimizer was made and now has "
-                    f"{p.numel()}: wrap the optimizer after the model has its final shape"
+                    f"a parameter had {self._places[p].size} coordinates when hvs.DistributedOptimizer was made and "
+                    f"now has {p.numel()}: wrap the optimizer after the model has its final shape"
                 )
 
     def _alike(self, parameters: list[torch.Tensor]) -> list[tuple[dict, str, list[torch.Tensor]]]:

@@ -7,11 +7,15 @@ start them in different orders.
 from collections.abc import Iterator
 
 import torch
+from torch.utils.weak import WeakIdKeyDictionary
 
 from horovod_sign.torch.buckets import Bucket
 from horovod_sign.voting.collectives import Collectives, Vote
 from horovod_sign.voting.messages import Planes
 from horovod_sign.voting.protocols import PROTOCOLS
+
+# The hook of each parameter: of the optimizer that was made last.
+_hooks = WeakIdKeyDictionary()
 
 
 class Pipeline:
@@ -50,7 +54,9 @@ class Pipeline:
             self._waiting[bucket] = len(bucket.parameters)
             for p in bucket.parameters:
                 self._bucket_of[p], self._passes_left[p] = bucket, self.passes
-                p.register_post_accumulate_grad_hook(self._gradient_ready)
+                if p in _hooks:  # an optimizer made earlier votes on it at its steps, if it still has any
+                    _hooks[p].remove()
+                _hooks[p] = p.register_post_accumulate_grad_hook(self._gradient_ready)
 
     def restart(self, collectives: Collectives, name: str):
         """Forgets what is under way and goes on with other ranks, when Horovod has been initialised anew."""
