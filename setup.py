@@ -25,6 +25,7 @@ COMMON = [
     "-Wall",
     "-Wextra",
     "-Wno-psabi",
+    "-Wno-unknown-warning-option",
     "-Wno-maybe-uninitialized",
     "-g0",
 ]

@@ -35,9 +35,10 @@ find_python() {
 
 install_requirements() {
     say "installing MPI, PyTorch, TensorFlow and tools into .venv"
-    pip install --disable-pip-version-check --progress-bar off -r ci/requirements.txt | grep -E '^(Collecting|Installing|Successfully)' |
-        cut -c 1-100 >&2 ||
-        die "pip could not install ci/requirements.txt: its message is above (without a network, set pip's --find-links to a folder of wheels)"
+    pip install --disable-pip-version-check --progress-bar off -r ci/requirements.txt |
+        sed -nE '/^(Collecting|Installing|Successfully)/s/^(.{0,100}).*/  \1/p' >&2 ||
+        die "pip could not install ci/requirements.txt: its message is above (without a network, give pip a folder of" \
+            "wheels by PIP_FIND_LINKS)"
 }
 
 install_horovod() {

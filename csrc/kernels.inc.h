@@ -32,7 +32,7 @@ HS_INLINE uint64_t low_bits(int64_t count) { return ~uint64_t{0} >> (64 - count)
 
 // Asks for the kLength bytes that a stream reads kPrefetch bytes later. For loops that do much with each byte, and so do
 // not by themselves run far enough ahead to keep memory busy; loops that do little are faster without.
-constexpr int kPrefetch = 1024;
+constexpr int kPrefetch = 2048;
 
 template <int kLength>
 HS_INLINE void prefetch(const uint8_t* p) {

@@ -125,8 +125,8 @@ class Monitor:
         if self._measured >= PATIENCE and self._mean < chance - MARGIN and not self._reported:
             self._reported = True
             warnings.warn(
-                f"rank {self._rank} systematically disagrees with the others: over the last {PATIENCE} steps it agreed "
-                f"with the vote on {self._mean:.1%} of its coordinates, less than random votes would ({chance:.1%} with "
+                f"rank {self._rank} systematically disagrees with the others: in the last {PATIENCE} steps it agreed "
+                f"with the vote on {self._mean:.1%} of its coordinates, less than random votes would ({chance:.1%} at "
                 f"{self._size} ranks); check its data, its code and its hardware (this is said once)",
                 RuntimeWarning,
                 stacklevel=2,

@@ -14,7 +14,7 @@ except ImportError as error:
     ) from error
 
 from horovod_sign.statistics import VoteStatistics
-from horovod_sign.torch import adversaries
+from horovod_sign.torch import adversaries, elastic
 from horovod_sign.torch.checkpoints import gather_state_dict
 from horovod_sign.torch.compression import Compression
 from horovod_sign.torch.distributed import DistributedOptimizer
@@ -27,5 +27,6 @@ __all__ = [
     "Signum",
     "VoteStatistics",
     "adversaries",
+    "elastic",
     "gather_state_dict",
 ]

@@ -230,6 +230,8 @@ class _Distributed:
                     state = self.vote_state(p)
                     if self.vote_rule(group).has_momentum:
                         momentum_buffer(p, state)
+                    if self.vote_rule(group).warmup_steps:
+                        state.setdefault("step", 0)
 
     def _may_vote(self) -> bool:
         """Settles who votes in this step; False if nobody does, and then there is no step."""
@@ -276,6 +278,7 @@ class _VotesAsGradients:
     def load_state_dict(self, state_dict: dict):
         """Loads what `state_dict` or `hvs.gather_state_dict` gave, or the state of the optimizer alone, and then
         momenta start at zero."""
+        self._votes.has_history = True
         state_dict = checkpoints.of_this_rank(state_dict, self._votes.options.process_set)
         self._base.load_state_dict(self, {k: v for k, v in state_dict.items() if k != "horovod_sign"})
         votes_by = state_dict.get("horovod_sign", {})
@@ -306,6 +309,7 @@ class _SignStep:
 
     def load_state_dict(self, state_dict: dict):
         """Loads what `state_dict` or `hvs.gather_state_dict` gave."""
+        self._votes.has_history = True
         self._base.load_state_dict(self, checkpoints.of_this_rank(state_dict, self._votes.options.process_set))
 
     @torch.no_grad()

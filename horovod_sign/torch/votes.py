@@ -23,7 +23,7 @@ _EDITED = (
     "vote: to clip or edit gradients before votes, give hvs.DistributedOptimizer overlap=False; to clip the votes, use "
     "optimizer.synchronize() and skip_synchronize()"
 )
-_NOT_SYNCED = (
+_NOT_ELASTIC = (
     "under elastic Horovod, ranks that join must learn what is voted on: keep the optimizer in hvs.elastic.TorchState "
     "instead of hvd.elastic.TorchState"
 )
@@ -66,16 +66,17 @@ class Votes:
         self._optimizer, self._labels = optimizer, labels
         self._names: dict[torch.Tensor, str] = {}
         self._trainable: list[int] = []
-        # A rank that joins an elastic job makes its optimizer alone: there all agree in `hvs.elastic.TorchState`.
-        self.agreed = os.environ.get("HOROVOD_ELASTIC") != "1"
-        name = self._agree(error) if self.agreed else ""
+        # A rank that joins an elastic job makes its optimizer alone: there all agree at the first step they take.
+        self._agreed = os.environ.get("HOROVOD_ELASTIC") != "1"
+        self.is_elastic, self.has_history = False, False
+        name = self._agree(error) if self._agreed else ""
         if error is not None:
             raise error
         collectives = HorovodCollectives(options.process_set)
         self.monitor = Monitor(collectives.rank, collectives.size)
         self.scaling = Scaling(options.grad_scaler, options.process_set, name)
         self.pipeline = Pipeline([], collectives, options.transport, options.abstain, options.passes, name)
-        self.pipeline.in_backward = options.early and self.agreed and not self.scaling.used
+        self.pipeline.in_backward = options.early and self._agreed and not self.scaling.used
         self._nan_reported, self._edit_reported = False, False
         self._number = 0
         self._make_buckets()
@@ -85,21 +86,17 @@ class Votes:
 
         Only where something has changed do the ranks talk to each other about it.
         """
-        if not self.agreed:
-            raise RuntimeError(_NOT_SYNCED)
+        if not self._agreed:
+            self._agree_anew()
         if error is not None or self._ids() != self._trainable:
             self._agree(error)
             self._make_buckets()
 
-    def restart(self):
-        """Agrees anew and forgets what was under way, when Horovod has been initialised anew. A collective."""
-        self.agreed = True
-        name = self._agree(None)
-        collectives = HorovodCollectives(self.options.process_set)
-        self.pipeline.restart(collectives, name)
-        self.pipeline.in_backward = self.options.early and not self.scaling.used
-        self.scaling = Scaling(self.options.grad_scaler, self.options.process_set, name)
-        self.monitor.restart(collectives.rank, collectives.size)
+    def lapse(self):
+        """Horovod has been initialised anew: forgets what was under way. All agree again at the next step."""
+        self._agreed = False
+        self.pipeline.restart(HorovodCollectives(self.options.process_set), "")
+        self.pipeline.in_backward = False
 
     def settle(self) -> Overflow:
         """What must be known before the votes of a step: which parameters, and who has overflowed. A collective."""
@@ -119,6 +116,7 @@ class Votes:
             self.monitor.count(bucket.ballot, decided, bucket.coordinates, abstained, bucket.nans)
             yield bucket, decided
         self.monitor.end(self.pipeline.bytes_sent)
+        self.has_history = True
 
     def withhold(self) -> dict[torch.Tensor, torch.Tensor]:
         """Takes away the gradients that are voted on, so that this rank abstains as a whole; returns them."""
@@ -126,6 +124,17 @@ class Votes:
         for p in withheld:
             p.grad = None
         return withheld
+
+    def _agree_anew(self):
+        if not self.is_elastic:
+            raise RuntimeError(_NOT_ELASTIC)
+        name = self._agree(None)
+        collectives = HorovodCollectives(self.options.process_set)
+        self.pipeline.restart(collectives, name)
+        self.scaling = Scaling(self.options.grad_scaler, self.options.process_set, name)
+        self.monitor.restart(collectives.rank, collectives.size)
+        self.pipeline.in_backward = self.options.early and not self.scaling.used
+        self._agreed = True
 
     def _ids(self) -> list[int]:
         return [id(p) for group in self._optimizer.param_groups for p in group["params"] if p.requires_grad]

@@ -30,9 +30,7 @@ def test_counts_are_those_of_numpy(missing, transport, bucket_cap_mb):
             if lacking[rank] and (missing == "everything" or i == 4):
                 signs[rank][i][:] = 0
     parameters = [torch.nn.Parameter(torch.zeros(n)) for n in LENGTHS]
-    optimizer = hvs.DistributedOptimizer(
-        hvs.SignSGD(parameters, 1.0), transport=transport, bucket_cap_mb=bucket_cap_mb
-    )
+    optimizer = hvs.DistributedOptimizer(hvs.SignSGD(parameters, 1.0), transport=transport, bucket_cap_mb=bucket_cap_mb)
     for i, p in enumerate(parameters):
         if not (lacking[me] and (missing == "everything" or i == 4)):
             p.grad = torch.from_numpy(signs[me][i].copy())

@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Builds the kernels with AddressSanitizer and UndefinedBehaviorSanitizer, aside, and runs their tests with them.
+#
+#   ci/sanitize.sh                                  all kernel sets, the tests of tests/single that use kernels alone
+#   HOROVOD_SIGN_CASES=100000 ci/sanitize.sh        with more property tests
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+python=$PWD/.venv/bin/python
+out=build/sanitized
+compiler=${CXX:-g++}
+runtime=$("$compiler" -print-file-name=libasan.so)
+[ -e "$runtime" ] || { echo "sanitize: $compiler has no libasan: install GCC's sanitizer runtime" >&2; exit 1; }
+
+rm -rf "$out"
+export CFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer"
+CXXFLAGS=$CFLAGS LDFLAGS=$CFLAGS "$python" setup.py --quiet build --build-base "$out" --build-lib "$out/lib"
+
+# Not from the checkout, where the ordinary kernels are; and the interpreter itself is not built with the sanitizers.
+sanitized() {
+    env PYTHONSAFEPATH=1 PYTHONPATH="$PWD/$out/lib" LD_PRELOAD="$runtime" PYTHONMALLOC=malloc \
+        ASAN_OPTIONS=detect_leaks=0:abort_on_error=0 UBSAN_OPTIONS=print_stacktrace=1 "$@"
+}
+
+# A write past the end of an array must be caught, or what follows proves nothing.
+overflow='
+import numpy as np
+from horovod_sign.algebra import native
+assert "sanitized" in native.__file__, native.__file__
+native.kernels().unpack_int8(np.zeros(16, np.uint8), None, 128, np.empty(127, np.int8))'
+report=$(sanitized "$python" -c "$overflow" 2>&1) && { echo "sanitize: the sanitizers caught nothing" >&2; exit 1; }
+grep -q "AddressSanitizer: heap-buffer-overflow" <<<"$report" || { echo "$report" >&2; exit 1; }
+
+for kernels in $("$python" -c 'from horovod_sign.algebra import supported; print(*supported())'); do
+    echo "sanitize: kernel set $kernels"
+    HOROVOD_SIGN_KERNELS=$kernels sanitized "$python" -m pytest -q -p no:cacheprovider tests/single/test_packing.py \
+        tests/single/test_tally.py tests/single/test_counts_fields.py tests/single/test_update.py \
+        tests/single/test_properties.py "$@"
+done

@@ -1,0 +1,74 @@
+"""Elastic Horovod: ranks come and go, and votes go on among those that are there.
+
+    state = hvs.elastic.TorchState(model=model, optimizer=optimizer, epoch=0)     # instead of hvd.elastic.TorchState
+
+    @hvd.elastic.run
+    def train(state): ...
+
+After a reset the votes are among the new ranks. Each rank that was there before keeps its own momentum (after a
+failure, that of its last commit); one that joins starts from the mean of theirs, and with rank 0's parameters.
+"""
+
+import horovod.torch as hvd
+import horovod.torch.elastic
+import torch
+
+
+class TorchState(horovod.torch.elastic.TorchState):
+    """Horovod's `TorchState`, for optimizers of `hvs.DistributedOptimizer` among others.
+
+    Args:
+        model, optimizer, kwargs: as Horovod's; any number of models, optimizers and other values.
+    """
+
+    def __init__(self, model=None, optimizer=None, **kwargs):
+        super().__init__(model=model, optimizer=optimizer, **kwargs)
+        for each in self._voting_optimizers():
+            each._votes.is_elastic = True
+
+    def on_reset(self):
+        """Horovod has been initialised anew: what was under way is void, and votes wait until all agree again."""
+        for each in self._voting_optimizers():
+            each._votes.lapse()
+        super().on_reset()
+
+    def sync(self):
+        """As Horovod's, except that momenta stay with their ranks."""
+        kept = {name: _momenta(optimizer) for name, optimizer in self._named_optimizers().items()}
+        super().sync()
+        for name, optimizer in self._named_optimizers().items():
+            _share_momenta(optimizer, kept[name], f"horovod_sign.torch.elastic.{name}")
+
+    def _named_optimizers(self) -> dict:
+        values = {name: handler.value for name, handler in self._handlers.items()}
+        return {name: value for name, value in values.items() if hasattr(value, "vote_statistics")}
+
+    def _voting_optimizers(self) -> list:
+        return list(self._named_optimizers().values())
+
+
+def _states(optimizer) -> list[dict]:
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    return [optimizer.vote_state(p) for p in parameters if "momentum_buffer" in optimizer.vote_state(p)]
+
+
+def _momenta(optimizer) -> list[torch.Tensor]:
+    return [state["momentum_buffer"].clone() for state in _states(optimizer)]
+
+
+def _share_momenta(optimizer, kept: list[torch.Tensor], name: str):
+    """Gives each rank with a history its momenta back, and the mean of them to those without."""
+    old = optimizer._votes.has_history
+    number = int(hvd.allreduce(torch.tensor([int(old)]), name=f"{name}.number", op=hvd.Sum))
+    steps = hvd.broadcast_object([state.get("step", 0) for state in _states(optimizer)], name=f"{name}.steps")
+    for i, (state, momentum, step) in enumerate(zip(_states(optimizer), kept, steps, strict=True)):
+        if 0 < number < hvd.size():
+            mine = momentum if old else torch.zeros_like(momentum)
+            total = hvd.allreduce(mine.contiguous(), name=f"{name}.momentum{i}", op=hvd.Sum)
+            if not old:
+                momentum = total / number
+        if number:
+            state["momentum_buffer"].copy_(momentum)
+        if "step" in state:
+            state["step"] = step
+    optimizer._votes.has_history = number > 0

@@ -1,0 +1,118 @@
+"""Checkpoints under mpirun: one file for all ranks, loaded on as many ranks, or on others, or rank 0's alone."""
+
+import io
+import os
+
+import horovod.torch as hvd
+import numpy as np
+import pytest
+import torch
+import torch_tasks as tasks
+
+import horovod_sign.torch as hvs
+
+os.environ["HOROVOD_DYNAMIC_PROCESS_SETS"] = "1"
+hvd.init()
+
+KINDS = ["Signum", "SGD", "Adam"]
+
+
+def build(kind, **options):
+    """A model and an optimizer with momenta to vote by; SGD also has a momentum of its own, of the same name."""
+    net = tasks.model()
+    if kind == "Signum":
+        plain = hvs.Signum(net.parameters(), 0.01, warmup=True, momentum=0.5)
+    else:
+        options["compression"] = hvs.Compression.signum(0.5, warmup=True)
+        adam = kind == "Adam"
+        plain = torch.optim.Adam(net.parameters(), 0.01) if adam else torch.optim.SGD(net.parameters(), 0.1, 0.9)
+    return net, hvs.DistributedOptimizer(plain, net.named_parameters(), **options)
+
+
+def train(net, optimizer, steps):
+    for step in steps:
+        optimizer.zero_grad()
+        tasks.backward(net, step)
+        optimizer.step()
+
+
+def momenta(optimizer) -> list[np.ndarray]:
+    return [optimizer.vote_state(p)["momentum_buffer"].numpy().copy() for p in optimizer.param_groups[0]["params"]]
+
+
+def through_a_file(value):
+    """What torch.save and torch.load (with its safe default) make of it, on all ranks what rank 0 saved."""
+    file = io.BytesIO()
+    torch.save(value, file)
+    return torch.load(io.BytesIO(hvd.broadcast_object(file.getvalue(), 0)))
+
+
+def assert_equal(left, right):
+    for a, b in zip(left, right, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_file_resumes_all_ranks_bit_exactly(kind):
+    net, optimizer = build(kind)
+    train(net, optimizer, range(10))
+    state = hvs.gather_state_dict(optimizer)
+    assert (state is None) == (hvd.rank() != 0)
+    saved = through_a_file({"model": net.state_dict(), "optimizer": state})
+    resumed, resumed_optimizer = build(kind)
+    resumed.load_state_dict(saved["model"])
+    resumed_optimizer.load_state_dict(saved["optimizer"])
+    assert_equal(momenta(resumed_optimizer), momenta(optimizer))
+    train(resumed, resumed_optimizer, range(10, 20))
+    train(net, optimizer, range(10, 20))
+    assert_equal(tasks.values(resumed), tasks.values(net))
+    assert_equal(momenta(resumed_optimizer), momenta(optimizer))
+    tasks.assert_replicas_identical(resumed)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_on_another_number_of_ranks_all_start_from_the_mean(kind):
+    """Saved by all ranks, loaded by process sets of one rank or two."""
+    if hvd.size() == 1:
+        pytest.skip("one rank has no other number of ranks")
+    sets = [hvd.add_process_set([rank]) for rank in range(hvd.size())]
+    net, optimizer = build(kind)
+    train(net, optimizer, range(5))
+    saved = through_a_file(hvs.gather_state_dict(optimizer))
+    mean = [np.mean(hvd.allgather_object(mine), axis=0) for mine in momenta(optimizer)]
+    _, alone = build(kind, process_set=sets[hvd.rank()])
+    alone.load_state_dict(saved)
+    for got, expected in zip(momenta(alone), mean, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-8)
+    assert len({b"".join(m.tobytes() for m in each) for each in hvd.allgather_object(momenta(alone))}) == 1
+    for process_set in sets:
+        hvd.remove_process_set(process_set)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_rank_0_saved_alone_gives_all_its_momentum(kind):
+    net, optimizer = build(kind)
+    train(net, optimizer, range(5))
+    saved = through_a_file(optimizer.state_dict())
+    _, resumed = build(kind)
+    resumed.load_state_dict(saved)
+    assert_equal(momenta(resumed), hvd.broadcast_object(momenta(optimizer), 0))
+
+
+def test_parameters_that_were_frozen_when_saved():
+    """A checkpoint of some parameters' momenta loads where all have one; the others start at zero."""
+    net = tasks.model()
+    net[0].requires_grad_(False)
+    optimizer = hvs.DistributedOptimizer(hvs.Signum(net.parameters(), 0.01), net.named_parameters())
+    train(net, optimizer, range(3))
+    saved = through_a_file(hvs.gather_state_dict(optimizer))
+    net[0].requires_grad_(True)
+    resumed = hvs.DistributedOptimizer(hvs.Signum(net.parameters(), 0.01), net.named_parameters())
+    resumed.load_state_dict(saved)
+    train(net, resumed, range(3, 6))
+    tasks.assert_replicas_identical(net)
+
+
+def test_only_voting_optimizers_are_gathered():
+    with pytest.raises(TypeError, match=r"made by hvs\.DistributedOptimizer"):
+        hvs.gather_state_dict(torch.optim.SGD(tasks.model().parameters(), 0.1))

@@ -1,0 +1,58 @@
+"""Horovod's launcher over Gloo: votes without MPI, and an elastic job in which a worker dies and another joins."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+HOROVODRUN = Path(sys.executable).with_name("horovodrun")
+
+pytestmark = pytest.mark.skipif(not HOROVODRUN.exists(), reason="horovodrun is not installed")
+
+
+def horovodrun(*arguments, seconds: int = 150) -> str:
+    """Runs it; its output, also if it fails or takes too long, which the test then shows."""
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PATH": f"{HOROVODRUN.parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(HERE),
+        # A worker that died is noticed by its peers when the connection breaks, and at the latest after this.
+        "HOROVOD_GLOO_TIMEOUT_SECONDS": "20",
+    }
+    command = [HOROVODRUN, "--gloo", "--network-interface", "lo", *map(str, arguments)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, env=environment
+    ) as process:
+        try:
+            output, _ = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            output, _ = process.communicate()
+            output += f"\n(killed after {seconds} s)"
+    return output
+
+
+def test_votes_over_gloo():
+    output = horovodrun("-np", 3, sys.executable, HERE / "gloo_worker.py")
+    assert output.count("votes equal the oracle") == 3, output
+
+
+def test_a_worker_dies_and_another_joins(tmp_path):
+    (tmp_path / "hosts").write_text("localhost:2\n127.0.0.1:1\n")
+    discover = tmp_path / "discover.sh"
+    discover.write_text(f"#!/bin/sh\ncat {tmp_path}/hosts\n")
+    discover.chmod(0o755)
+    launch = ["-np", 3, "--min-np", 2, "--max-np", 3, "--host-discovery-script", discover]
+    output = horovodrun(*launch, sys.executable, HERE / "elastic_worker.py", tmp_path)
+    log = (tmp_path / "log").read_text() if (tmp_path / "log").exists() else ""
+    sizes = [int(size) for size in re.findall(r"step \d+ size=(\d)", log)]
+    order = [size for i, size in enumerate(sizes) if i == 0 or sizes[i - 1] != size]
+    assert order == [3, 2, 3], log + output
+    assert "joined size=3 the mean of the others: True, of 2 momenta" in log, log + output
+    assert re.search(r"done size=3 step=\d+ identical=True", log), log + output
