@@ -13,6 +13,7 @@ The environment variable HOROVOD_SIGN_KERNELS=scalar|avx2|avx512|neon forces one
 
 import ctypes
 import functools
+import itertools
 import os
 import sysconfig
 
@@ -113,16 +114,17 @@ class Segments:
     def __init__(self, tensors, offsets=None):
         """tensors: a sequence of (address or array, number of elements)."""
         tensors = list(tensors)
-        self.lengths = np.array([n for _, n in tensors], np.int64)
-        if self.lengths.min(initial=0) < 0:
+        lengths = [int(n) for _, n in tensors]
+        if min(lengths, default=0) < 0:
             raise ValueError("a tensor cannot have a negative number of elements")
-        filled = (self.lengths + 63) // 64 * 8
-        ends = np.cumsum(filled, dtype=np.int64)
-        self.offsets = ends - filled if offsets is None else np.array(offsets, np.int64)
-        if self.offsets.shape != self.lengths.shape or (self.offsets % 8).any() or (self.offsets < 0).any():
+        filled = [(n + 63) // 64 * 8 for n in lengths]
+        if offsets is None:
+            offsets = [0, *itertools.accumulate(filled)][: len(filled)]
+        if len(offsets) != len(lengths) or any(offset < 0 or offset % 8 for offset in offsets):
             raise ValueError("offsets must be one for each tensor, and multiples of 8 bytes")
-        self.plane_bytes = int((self.offsets + filled).max(initial=0))
-        self.coordinates = int(self.lengths.sum())
+        self.lengths, self.offsets = np.array(lengths, np.int64), np.array(offsets, np.int64)
+        self.plane_bytes = int(max((start + size for start, size in zip(offsets, filled, strict=True)), default=0))
+        self.coordinates = sum(lengths)
         self.k = len(tensors)
         self._lengths, self._offsets = address(self.lengths), address(self.offsets)
         self._point([p for p, _ in tensors])
