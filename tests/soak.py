@@ -1,8 +1,8 @@
 """Trains for many steps while faults strike random ranks at random steps: started by ci/soak.sh.
 
-Each rank draws its own faults, so that the ranks never agree on what goes wrong; what all must do together (checkpoints,
-unfreezing) is drawn from a seed that they share. Exits with an error unless all replicas are the same bit for bit at
-the end, all scales and momenta are finite, and memory has stayed flat.
+Each rank draws its own faults, so that the ranks never agree on what goes wrong; what all must do together
+(checkpoints, unfreezing) is drawn from a seed that they share. Exits with an error unless all replicas are the same bit
+for bit at the end, all scales and momenta are finite, and memory has stayed flat.
 """
 
 import io

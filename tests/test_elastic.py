@@ -15,7 +15,7 @@ HOROVODRUN = Path(sys.executable).with_name("horovodrun")
 pytestmark = pytest.mark.skipif(not HOROVODRUN.exists(), reason="horovodrun is not installed")
 
 
-def horovodrun(*arguments, seconds: int = 150) -> str:
+def horovodrun(*arguments, seconds: int = 240) -> str:
     """Runs it; its output, also if it fails or takes too long, which the test then shows."""
     environment = {
         **os.environ,

@@ -52,15 +52,15 @@ def torch_contender(gradients, momentum, transport):
     stepping, stepper = make(hvs.Signum if momentum else hvs.SignSGD)
 
     def set_up():
+        if voting[0].grad is not None:
+            with voter.skip_synchronize():
+                voter.step()  # ends the last round, outside of the time that is taken
         for parameters in (voting, stepping):
             for p, source in zip(parameters, sources, strict=True):
                 p.grad = source.clone()
 
     def vote():
         voter.synchronize()
-        with voter.skip_synchronize():
-            pass
-        voter._synchronized = False
         return [p.grad.numpy() for p in voting]
 
     return set_up, vote, stepper.step
@@ -97,7 +97,7 @@ def tensorflow_contender(gradients, momentum, transport):
     def step():
         optimizer.apply(sources, variables)
 
-    return lambda: None, lambda: [v.numpy() for v in vote()] if False else vote(), step
+    return lambda: None, vote, step
 
 
 def median_ms(times: list[float]) -> float:

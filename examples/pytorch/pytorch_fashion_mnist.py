@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import data
 
 # Tuned, each from a grid of factors of about 1.5, for 4 ranks and 4 epochs.
-LEARNING_RATES = {"sgd": 0.1, "signsgd": 0.001, "signum": 0.001}
+LEARNING_RATES = {"sgd": 0.2, "signsgd": 0.002, "signum": 0.002}
 
 
 def parse_arguments():

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import data
 
 # As in the PyTorch example.
-LEARNING_RATES = {"sgd": 0.1, "signsgd": 0.001, "signum": 0.001}
+LEARNING_RATES = {"sgd": 0.2, "signsgd": 0.002, "signum": 0.002}
 
 
 def parse_arguments(doc: str):

@@ -1,29 +1,16 @@
 """The functions of `voting.messages` for TensorFlow tensors: the same bytes travel, cut and read inside a graph.
 
-How many planes a message carries is known only when the step runs, so lengths and positions are tensors. What needs
-static shapes is compiled by XLA; only cutting the buffer that goes out, whose length varies, is left outside.
+How many planes a message carries is known only when the step runs, so lengths and positions are tensors. Arithmetic is
+compiled by XLA, which needs static shapes; cutting and joining buffers, whose lengths vary, is left outside.
 """
 
 import functools
-from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from horovod_sign.tensorflow import bits as bit
 from horovod_sign.voting.messages import Planes
-
-
-class Received(NamedTuple):
-    """A buffer of messages not yet read.
-
-    Attributes:
-        buffer: padded to the length that it would have if all messages carried two planes.
-        lengths: the bytes of each message's planes.
-    """
-
-    buffer: tf.Tensor
-    lengths: tuple[int, ...]
 
 
 def split(ballot: Planes, bounds: list[tuple[int, int]]) -> tuple[tf.Tensor, tf.Tensor]:
@@ -41,26 +28,34 @@ def split(ballot: Planes, bounds: list[tuple[int, int]]) -> tuple[tf.Tensor, tf.
     return tf.concat(pieces, axis=0), lengths
 
 
-def parse(buffer: tf.Tensor, chunk_lengths: list[int]) -> Received:
-    """As `voting.messages.parse`, but read later, inside the compiled function that uses the chunks."""
-    longest = sum(1 + 2 * length for length in chunk_lengths)
-    padded = tf.concat([buffer, tf.zeros([longest - tf.shape(buffer)[0]], tf.uint8)], axis=0)
-    return Received(tf.ensure_shape(padded, [longest]), tuple(chunk_lengths))
+def parse(buffer: tf.Tensor, chunk_lengths: list[int]) -> list[Planes]:
+    """As `voting.messages.parse`; every chunk has a nonzero plane, all ones where its message carries none."""
+    chunks, at = [], tf.constant(0, tf.int32)
+    for length in chunk_lengths:
+        second = length * (tf.cast(buffer[at], tf.int32) - 1)
+        middle = at + 1 + length
+        ones = tf.fill([length - second], np.uint8(255))
+        nonzero = tf.concat([buffer[middle : middle + second], ones], axis=0)
+        chunks.append(Planes(tf.ensure_shape(buffer[at + 1 : middle], [length]), tf.ensure_shape(nonzero, [length])))
+        at = middle + second
+    return chunks
 
 
-def tally(ballots: Received | list[Planes], one_bit: bool) -> Planes:
+def tally(ballots: list[Planes], one_bit: bool) -> Planes:
     """As `voting.messages.tally`."""
-    if isinstance(ballots, Received):
-        return Planes(*_tally_received(ballots.lengths, one_bit)(ballots.buffer))
+    if len(ballots) > 1:
+        signs, nonzeros = zip(*ballots, strict=True)
+        return Planes(*_majority(one_bit)(list(signs), list(nonzeros)))
     (ballot,) = ballots
     if one_bit and ballot.nonzero is not None:
         return Planes(tf.bitwise.bitwise_and(ballot.sign, ballot.nonzero))
     return ballot
 
 
-def join(chunks: Received) -> Planes:
+def join(chunks: list[Planes]) -> Planes:
     """As `voting.messages.join`; there is always a nonzero plane."""
-    return Planes(*_join_received(chunks.lengths)(chunks.buffer))
+    signs, nonzeros = zip(*chunks, strict=True)
+    return Planes(tf.concat(signs, axis=0), tf.concat(nonzeros, axis=0))
 
 
 def encode_fields(ballot: Planes, bits: int) -> tf.Tensor:
@@ -86,57 +81,32 @@ def _abstains_somewhere(bounds):
 def _has_clear_bit(plane):
     if plane.shape[0] == 0:
         return tf.constant(0, tf.int32)
-    return tf.cast(tf.reduce_min(plane) < 255, tf.int32)
+    words = tf.bitcast(tf.reshape(plane, [-1, 8]), tf.uint64)
+    return tf.cast(tf.reduce_min(words) < tf.constant(2**64 - 1, tf.uint64), tf.int32)
 
 
 @functools.cache
-def _tally_received(lengths, one_bit):
-    def tally_received(buffer):
-        signs, nonzeros = zip(*_read(buffer, lengths), strict=True)
-        return _majority(signs, nonzeros, one_bit)
+def _majority(one_bit):
+    """Compiled: (sign, nonzero or None) of the sign planes and the nonzero planes of M ballots."""
 
-    return bit.compiled(tally_received)
+    def majority(signs, nonzeros):
+        # Counters cut into planes themselves, so that one operation on a byte counts 8 coordinates. A counter adds
+        # sign + 1, that is 0, 1 or 2; the vote is plus where it is above M, minus below.
+        counter = [tf.zeros_like(signs[0]) for _ in range((2 * len(signs)).bit_length())]
+        for sign, nonzero in zip(signs, nonzeros, strict=True):
+            zero = tf.bitwise.invert(nonzero)
+            plus = tf.bitwise.bitwise_and(tf.bitwise.invert(sign), nonzero)
+            # A ballot adds 1 or 2, never both, so the carry out of the lowest plane and the 2 never meet.
+            carry = tf.bitwise.bitwise_and(counter[0], zero)
+            counter[0] = tf.bitwise.bitwise_xor(counter[0], zero)
+            carry = tf.bitwise.bitwise_or(carry, plus)
+            for k in range(1, len(counter)):
+                total = tf.bitwise.bitwise_xor(counter[k], carry)
+                counter[k], carry = total, tf.bitwise.bitwise_and(counter[k], carry)
+        below, equal = _compare(counter, len(signs))
+        return below, None if one_bit else tf.bitwise.invert(equal)
 
-
-@functools.cache
-def _join_received(lengths):
-    def join_received(buffer):
-        signs, nonzeros = zip(*_read(buffer, lengths), strict=True)
-        return tf.concat(signs, axis=0), tf.concat(nonzeros, axis=0)
-
-    return bit.compiled(join_received)
-
-
-def _read(buffer, lengths):
-    """(sign, nonzero) of each message; where a message carries one plane, the second is all ones."""
-    chunks, at = [], tf.constant(0, tf.int32)
-    for length in lengths:
-        planes = tf.cast(tf.slice(buffer, [at], [1])[0], tf.int32)
-        sign = tf.slice(buffer, [at + 1], [length])
-        absent = tf.where(planes == 2, np.uint8(0), np.uint8(255))
-        nonzero = tf.bitwise.bitwise_or(tf.slice(buffer, [at + 1 + length], [length]), absent)
-        chunks.append((sign, nonzero))
-        at += 1 + planes * length
-    return chunks
-
-
-def _majority(signs, nonzeros, one_bit):
-    """(sign, nonzero or None) of M ballots, by counters cut into planes: 8 coordinates in one operation on a byte.
-
-    The counter of a coordinate adds sign + 1, that is 0, 1 or 2; the vote is plus where it is above M, minus below.
-    """
-    counter = [tf.zeros_like(signs[0]) for _ in range((2 * len(signs)).bit_length())]
-    for sign, nonzero in zip(signs, nonzeros, strict=True):
-        zero = tf.bitwise.invert(nonzero)
-        plus = tf.bitwise.bitwise_and(tf.bitwise.invert(sign), nonzero)
-        # A ballot adds 1 or 2, never both, so the carry out of the lowest plane and the 2 never meet.
-        carry = tf.bitwise.bitwise_and(counter[0], zero)
-        counter[0] = tf.bitwise.bitwise_xor(counter[0], zero)
-        carry = tf.bitwise.bitwise_or(carry, plus)
-        for k in range(1, len(counter)):
-            counter[k], carry = tf.bitwise.bitwise_xor(counter[k], carry), tf.bitwise.bitwise_and(counter[k], carry)
-    below, equal = _compare(counter, len(signs))
-    return below, None if one_bit else tf.bitwise.invert(equal)
+    return bit.compiled(majority)
 
 
 def _compare(counter, number):

@@ -211,7 +211,7 @@ class _Distributed:
         except (TypeError, ValueError) as invalid:
             error = invalid
         try:
-            self._votes.follow_changes(error)
+            self._votes.change(error)
         except (TypeError, ValueError):
             del self.param_groups[groups:]
             raise

@@ -81,16 +81,17 @@ class Votes:
         self._number = 0
         self._make_buckets()
 
-    def follow_changes(self, error: Exception | None = None):
-        """Gives votes to parameters that have become trainable or were added since. All ranks change alike, or raise.
+    def change(self, error: Exception | None = None):
+        """Gives votes to parameters that were added or unfrozen. A collective: all ranks have changed alike, or raise.
 
-        Only where something has changed do the ranks talk to each other about it.
+        Args:
+            error: why this rank cannot go on, if it cannot.
         """
-        if not self._agreed:
-            self._agree_anew()
-        if error is not None or self._ids() != self._trainable:
+        if self._agreed:
             self._agree(error)
-            self._make_buckets()
+        elif error is not None:
+            raise error
+        self._make_buckets()
 
     def lapse(self):
         """Horovod has been initialised anew: forgets what was under way. All agree again at the next step."""
@@ -100,7 +101,10 @@ class Votes:
 
     def settle(self) -> Overflow:
         """What must be known before the votes of a step: which parameters, and who has overflowed. A collective."""
-        self.follow_changes()
+        if not self._agreed:
+            self._agree_anew()
+        if self._ids() != self._trainable:  # only then do the ranks talk to each other about it
+            self.change()
         if not self._edit_reported and self.pipeline.edited() is not None:
             self._edit_reported = True
             warnings.warn(_EDITED, stacklevel=4)
@@ -118,12 +122,10 @@ class Votes:
         self.monitor.end(self.pipeline.bytes_sent)
         self.has_history = True
 
-    def withhold(self) -> dict[torch.Tensor, torch.Tensor]:
-        """Takes away the gradients that are voted on, so that this rank abstains as a whole; returns them."""
-        withheld = {p: p.grad for p in self._names if p.grad is not None}
-        for p in withheld:
+    def withhold(self):
+        """Drops the gradients that would be voted on, so that this rank abstains as a whole in this step."""
+        for p in self._names:
             p.grad = None
-        return withheld
 
     def _agree_anew(self):
         if not self.is_elastic:

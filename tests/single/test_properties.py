@@ -9,6 +9,7 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 import oracle
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +21,9 @@ from horovod_sign.voting.protocols import PROTOCOLS
 
 CASES = int(os.environ.get("HOROVOD_SIGN_CASES", 400))
 """Cases in all, over the tests below."""
+
+# Casts of signalling NaN, in the oracle.
+pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered in cast")
 
 DTYPES = [np.dtype(name) for name in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)]
 
