@@ -45,7 +45,7 @@ def DistributedOptimizer(
     process_set=hvd.global_process_set,
     abstain: bool = True,
     transport: str = "auto",
-    bucket_cap_mb: float = 12.0,
+    bucket_cap_mb: float = 25.0,
     overlap: bool = True,
     grad_scaler: torch.amp.GradScaler | None = None,
     sparse_as_dense: bool = True,
@@ -72,7 +72,8 @@ def DistributedOptimizer(
             all at even rank counts.
         transport: "exchange", "counts" (which works with `hvd.join()`), or "auto", which is the exchange. See
             `horovod_sign.majority_vote`.
-        bucket_cap_mb: megabytes (10^6 bytes) of gradients in one vote; several votes overlap with backward.
+        bucket_cap_mb: megabytes (10^6 bytes) of gradients in one vote, as in PyTorch's DistributedDataParallel; votes
+            overlap with backward and with each other, but each costs some milliseconds by itself.
         overlap: votes start during backward. With False they start in `step`, so that gradients can be changed before
             (clipped, for example).
         grad_scaler: the `torch.amp.GradScaler` that scales the losses, if there is one. Votes then wait for
