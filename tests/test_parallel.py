@@ -17,6 +17,8 @@ RANKS = {
     "test_torch_models.py": (1, 3),
     "test_torch_restarts.py": (1, 2, 3),
     "test_statistics.py": (1, 2, 5),
+    "test_tensorflow_votes.py": (1, 2, 3, 4),
+    "test_keras_training.py": (2, 3, 4),
 }
 # Rank 0's report is enough: it says what failed on other ranks.
 ONE_REPORT = ("sh", "-c", '[ "$OMPI_COMM_WORLD_RANK" = 0 ] || exec >/dev/null; exec "$@"', "sh")

@@ -22,8 +22,8 @@ from horovod_sign.voting.agreement import disagreement, encode_record
 from horovod_sign.voting.messages import Planes
 from horovod_sign.voting.protocols import PROTOCOLS, TRANSPORTS
 
-# Coordinates per bucket. Large, since in a graph packing is one pass and does not wait for backward.
-BUCKET = 2**25
+# Coordinates per bucket: few Horovod ops, and one bucket is packed or unpacked while another is on its way.
+BUCKET = 2**23
 
 _LATE = (
     "{} has a gradient, but had none on any rank in the first step and so was left out of the votes: it will not be "

@@ -51,7 +51,10 @@ class SignOptimizer(keras.optimizers.Optimizer):
         vote = gradient if self._given_votes else self._sign(gradient, variable)
         wide = tf.float64 if variable.dtype == tf.float64 else tf.float32
         step = tf.cast(learning_rate, wide) * tf.cast(vote, wide)
-        self.assign(variable, tf.cast(variable, wide) - step)
+        if variable.dtype == wide:
+            self.assign_sub(variable, step)
+        else:
+            self.assign(variable, tf.cast(variable, wide) - step)
 
     def _sign(self, gradient, variable):
         return signs([_dense(gradient)])[0]
