@@ -31,7 +31,7 @@ def test_under_mpirun(name, ranks):
     assert finished == 0, f"{name} on {ranks} ranks:\n{output}"
 
 
-def launch(ranks: int, program: Path, seconds: int = 240) -> tuple[int, str]:
+def launch(ranks: int, program: Path, seconds: int = 480) -> tuple[int, str]:
     """Runs pytest on `program` on all ranks; its exit status and output, or a failure if it takes too long."""
     pytest_options = ["-q", "-x", "-p", "no:cacheprovider", "-o", f"faulthandler_timeout={seconds - 30}"]
     command = [ROOT / "ci" / "run", str(ranks), *ONE_REPORT, sys.executable, "-m", "pytest", *pytest_options, program]
