@@ -4,6 +4,7 @@ The variables of an election go into a few buckets, one message per bucket and p
 however little it carries. A variable starts at a 64-bit word, so padding is inside the words (sign 0, nonzero 1).
 """
 
+import collections
 import itertools
 import warnings
 from typing import NamedTuple
@@ -29,7 +30,8 @@ _LATE = (
     "{} has a gradient, but had none on any rank in the first step and so was left out of the votes: it will not be "
     "trained; let the first step use it on some rank"
 )
-_numbers = itertools.count()
+# Counted within each process set: all its ranks make its elections in the same order, and others make none of them.
+_numbers = collections.defaultdict(itertools.count)
 
 
 class Coordinates(NamedTuple):
@@ -58,7 +60,8 @@ class Momentum(NamedTuple):
 class Election:
     """What is voted on together by the ranks of a process set, step after step.
 
-    Elections are made in the same order on all ranks: their number in that order names their Horovod ops.
+    The elections of a process set are made in the same order on all its ranks: their number in that order names their
+    Horovod ops.
 
     Args:
         rule: what each worker votes on.
@@ -71,7 +74,8 @@ class Election:
         if transport not in TRANSPORTS:
             raise ValueError(f"transport must be one of {', '.join(map(repr, TRANSPORTS))}, got {transport!r}")
         self.rule, self.abstain = rule, abstain
-        self.name = f"horovod_sign.tf.{next(_numbers)}"
+        ranks = process_set.process_set_id
+        self.name = f"horovod_sign.tf.{ranks}.{next(_numbers[ranks])}"
         self._process_set, self._transport = process_set, transport
         self._missing_everywhere: list[bool] | None = None
         self._warned: set[str] = set()
