@@ -25,18 +25,20 @@ def main():
 
 
 def draw(kind: str, rate: str, records: list[dict], picture: Path):
-    """Bars by method, one panel for each number of ranks and of coordinates, milliseconds on a logarithmic axis."""
+    """Bars by method, one panel for each number of ranks and of coordinates in milliseconds."""
     panels = sorted({(r["coordinates"], r["ranks"]) for r in records})
-    figure, axes = plt.subplots(1, len(panels), figsize=(3.2 * len(panels) + 1.6, 3.4), squeeze=False, sharey=True)
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(max(3.2 * len(panels) + 1.6, 7), 3.4), squeeze=False, sharey=True
+    )
     for axis, (coordinates, ranks) in zip(axes[0], panels, strict=True):
         rows = [r for r in records if (r["coordinates"], r["ranks"]) == (coordinates, ranks)]
         alone = next((r["ms"] for r in rows if r["method"] == "backward"), 0.0)
         rows = [r for r in rows if r["method"] != "backward"]
         names, times = [r["method"] for r in rows], [max(r["ms"] - alone, 0.01) for r in rows]
         bars = axis.barh(names, times, color=[COLOURS.get(name, OURS) for name in names])
-        axis.bar_label(bars, [f"{t:.3g}" for t in times], padding=3, fontsize=8)
-        axis.set(xscale="log", title=f"{coordinates / 1e6:.3g} M coordinates, {ranks} ranks", xlabel="ms")
-        axis.set_xlim(min(times) / 2, max(times) * 4)
+        axis.bar_label(bars, [f"{t:,.0f}" if t >= 10 else f"{t:.2g}" for t in times], padding=3, fontsize=8)
+        axis.set(title=f"{coordinates / 1e6:.3g} M coordinates, {ranks} ranks", xlabel="ms")
+        axis.set_xlim(0, max(times) * 1.2)
         axis.title.set_fontsize(9)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0][0].invert_yaxis()
