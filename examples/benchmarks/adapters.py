@@ -6,6 +6,12 @@ The gradients are those of a ResNet-50, 25.6 million coordinates in 160 variable
 starts. Two times are taken, in milliseconds: the *vote*, from gradients to votes, and the *step*, from gradients to
 parameters stepped by SignSGD. Rounds alternate between the adapters, so that whatever else the machine does hits both;
 medians over rounds, of the slowest rank of each round.
+
+TensorFlow takes new memory for its results, where PyTorch writes into its gradients. On a CPU the C library may give
+freed memory back to the system, to fault it in again at each step: up to 20 ms here, in some runs and not in others.
+These settings keep it, here as in training (a GPU has TensorFlow's own allocator, and no such trouble):
+
+    export MALLOC_ARENA_MAX=1 MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=4294967296
 """
 
 import argparse
@@ -130,7 +136,9 @@ def main():
                 slowest = comm.allreduce(time.perf_counter() - start, MPI.MAX)
                 if round_number >= 3:
                     times[name, what].append(slowest)
-                votes[name] = result if what == "vote" else votes[name]
+                if round_number == 0 and what == "vote":
+                    votes[name] = result
+                del result  # as in training, where a step's gradients are gone before the next
         if round_number == 0:
             pairs = zip(votes["TensorFlow"], votes["PyTorch"], strict=True)
             assert all(np.array_equal(np.asarray(a), b) for a, b in pairs), "the adapters' votes differ"

@@ -81,14 +81,24 @@ def _rounded(product, nothing):
 
 @functools.cache
 def unpacker(layout, abstain):
-    """Compiled: the votes in planes, as a list of tensors of `layout`, ((shape, dtype), ...)."""
+    """The function that gives the votes in planes as a list of tensors of `layout`, ((shape, dtype), ...)."""
 
+    @bit.compiled
     def unpack(sign, nonzero):
         votes, at = [], 0
         for shape, dtype in layout:
-            stop = at + (int(np.prod(shape, dtype=np.int64)) + 63) // 64 * 8
-            votes.append(bit.to_votes(sign[at:stop], nonzero[at:stop] if abstain else None, shape, dtype))
+            stop = at + (_count(shape) + 63) // 64 * 8
+            votes.append(bit.to_votes(sign[at:stop], nonzero[at:stop] if abstain else None, dtype))
             at = stop
         return votes
 
-    return bit.compiled(unpack)
+    def shaped(sign, nonzero):
+        # Outside of XLA, whose loops these shapes would break up; in a graph they cost nothing: no memory is copied.
+        votes = zip(unpack(sign, nonzero), layout, strict=True)
+        return [tf.reshape(tf.reshape(v, [-1])[: _count(shape)], shape) for v, (shape, _) in votes]
+
+    return tf.function(shaped, autograph=False)
+
+
+def _count(shape):
+    return int(np.prod(shape, dtype=np.int64))

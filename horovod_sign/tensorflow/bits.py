@@ -57,11 +57,21 @@ def is_finite(x: tf.Tensor) -> tf.Tensor:
 
 
 def to_planes(all_ballots: list[tf.Tensor], abstain: bool) -> tuple[tf.Tensor, tf.Tensor | None]:
-    """(sign plane, nonzero plane or None) of the ballots of several variables, each in whole 64-bit words."""
-    bytes_of = tf.concat([gather_bits(_whole_words(b, VOTES if abstain else np.uint8(0))) for b in all_ballots], axis=0)
+    """(sign plane, nonzero plane or None) of the ballots of several variables, each in whole 64-bit words.
+
+    Coordinate i of a variable that takes w bytes of a plane is bit i // w of byte i % w. (In NumPy's planes it is bit
+    i % 8 of byte i // 8. Which it is does not matter to tallies, as long as all ranks do the same.) So a byte is made
+    from 8 places w apart, and XLA's loops run along contiguous memory in vectors: twice as fast.
+    """
+    bytes_of = tf.concat([_gather_rows(_whole_words(b, VOTES if abstain else np.uint8(0))) for b in all_ballots], axis=0)
     if not abstain:
         return bytes_of, None
     return tf.cast(bytes_of, tf.uint8), tf.cast(tf.bitwise.right_shift(bytes_of, np.uint16(8)), tf.uint8)
+
+
+def _gather_rows(ballots):
+    places = np.arange(8, dtype=ballots.dtype.as_numpy_dtype)[:, None]
+    return tf.reduce_sum(tf.bitwise.left_shift(tf.reshape(ballots, [8, -1]), places), axis=0)
 
 
 def to_numbers(all_ballots: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
@@ -87,11 +97,14 @@ def spread_bits(plane: tf.Tensor) -> tf.Tensor:
     return tf.bitwise.bitwise_and(tf.bitwise.right_shift(plane[:, None], _PLACES), np.uint8(1))
 
 
-def to_votes(sign: tf.Tensor, nonzero: tf.Tensor | None, shape, dtype: tf.DType) -> tf.Tensor:
-    """Planes as votes -1, 0 or +1, in the shape and dtype of the gradient."""
+def to_votes(sign: tf.Tensor, nonzero: tf.Tensor | None, dtype: tf.DType) -> tf.Tensor:
+    """One variable's w bytes of the planes of `to_planes` as votes -1, 0 or +1, of shape [8, w], padding included."""
     # In int8, so that the one conversion to floats is the last thing and runs in vectors.
-    votes = 1 - 2 * tf.cast(spread_bits(sign), tf.int8)
+    votes = 1 - 2 * tf.cast(_spread_rows(sign), tf.int8)
     if nonzero is not None:
-        votes *= tf.cast(spread_bits(nonzero), tf.int8)
-    count = int(np.prod(shape, dtype=np.int64))
-    return tf.reshape(tf.cast(tf.reshape(votes, [-1])[:count], dtype), shape)
+        votes *= tf.cast(_spread_rows(nonzero), tf.int8)
+    return tf.cast(votes, dtype)
+
+
+def _spread_rows(plane):
+    return tf.bitwise.bitwise_and(tf.bitwise.right_shift(plane[None], _PLACES[:, None]), np.uint8(1))

@@ -1,4 +1,7 @@
-"""The TensorFlow messages: the same bytes as NumPy's, whatever abstains, for any number of ranks."""
+"""The TensorFlow messages: the same bytes as NumPy's, whatever abstains, for any number of ranks.
+
+But for the order of a variable's coordinates in its planes, which is `bits.to_planes`'s.
+"""
 
 import numpy as np
 import pytest
@@ -6,6 +9,7 @@ import pytest
 tf = pytest.importorskip("tensorflow")
 pytest.importorskip("horovod.tensorflow")
 
+from horovod_sign import algebra  # noqa: E402
 from horovod_sign.tensorflow import messages as ours  # noqa: E402
 from horovod_sign.tensorflow.ballots import packer  # noqa: E402
 from horovod_sign.voting import messages as reference  # noqa: E402
@@ -22,9 +26,8 @@ def ballot(rank: int, abstain: bool):
 
 
 def _reference_pack(x, abstain):
-    from horovod_sign import algebra
-
-    return algebra.pack_ballot(x, abstain)
+    padded = np.concatenate([x, np.ones(-len(x) % 64, x.dtype)])
+    return algebra.pack_ballot(padded.reshape(8, -1).T.ravel(), abstain)
 
 
 @pytest.mark.parametrize("abstain", [True, False])

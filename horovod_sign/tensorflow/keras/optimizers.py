@@ -50,11 +50,12 @@ class SignOptimizer(keras.optimizers.Optimizer):
         """One variable's step: x <- x - lr * v. 16-bit variables are computed in float32 and rounded once."""
         vote = gradient if self._given_votes else self._sign(gradient, variable)
         wide = tf.float64 if variable.dtype == tf.float64 else tf.float32
-        step = tf.cast(learning_rate, wide) * tf.cast(vote, wide)
+        rate, vote = tf.cast(learning_rate, wide), tf.cast(vote, wide)
         if variable.dtype == wide:
-            self.assign_sub(variable, step)
+            # One pass over memory. lr * v is exact, so it does not matter whether a kernel rounds it.
+            tf.raw_ops.ResourceApplyGradientDescent(var=_handle(variable), alpha=rate, delta=vote)
         else:
-            self.assign(variable, tf.cast(variable, wide) - step)
+            self.assign(variable, tf.cast(variable, wide) - rate * vote)
 
     def _sign(self, gradient, variable):
         return signs([_dense(gradient)])[0]
@@ -120,9 +121,10 @@ class Signum(SignOptimizer):
         if self.built:
             return
         super().build(variables)
+        names = [f"{v.name.split(':')[0]}_momentum" for v in variables]  # a tf.Variable's name ends in ":0"
         self._momenta = [
-            self.add_variable(v.shape, initializer="zeros", dtype="float32", name=f"{v.name}_momentum")
-            for v in variables
+            self.add_variable(v.shape, initializer="zeros", dtype="float32", name=name)
+            for v, name in zip(variables, names, strict=True)
         ]
 
     def get_config(self):
@@ -139,6 +141,10 @@ class Signum(SignOptimizer):
         (m,), (vote,) = momentum_signs(self.rule)([_dense(gradient)], [slot.read_value()], *when)
         slot.assign(m)
         return vote
+
+
+def _handle(variable):
+    return (variable if isinstance(variable, tf.Variable) else variable.value).handle
 
 
 def _dense(gradient):
