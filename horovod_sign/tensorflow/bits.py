@@ -63,7 +63,9 @@ def to_planes(all_ballots: list[tf.Tensor], abstain: bool) -> tuple[tf.Tensor, t
     i % 8 of byte i // 8. Which it is does not matter to tallies, as long as all ranks do the same.) So a byte is made
     from 8 places w apart, and XLA's loops run along contiguous memory in vectors: twice as fast.
     """
-    bytes_of = tf.concat([_gather_rows(_whole_words(b, VOTES if abstain else np.uint8(0))) for b in all_ballots], axis=0)
+    bytes_of = tf.concat(
+        [_gather_rows(_whole_words(b, VOTES if abstain else np.uint8(0))) for b in all_ballots], axis=0
+    )
     if not abstain:
         return bytes_of, None
     return tf.cast(bytes_of, tf.uint8), tf.cast(tf.bitwise.right_shift(bytes_of, np.uint16(8)), tf.uint8)
