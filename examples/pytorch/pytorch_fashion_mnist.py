@@ -3,7 +3,6 @@
 After Horovod's own pytorch_mnist.py. Lines that a plain Horovod script does not have are tagged "horovod_sign".
 """
 
-import argparse
 import sys
 import time
 from pathlib import Path
@@ -18,25 +17,7 @@ import horovod_sign.torch as hvs  # horovod_sign
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import data
-
-# Tuned, each from a grid of factors of about 1.5, for 4 ranks and 4 epochs.
-LEARNING_RATES = {"sgd": 0.2, "signsgd": 0.002, "signum": 0.002}
-
-
-def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--optimizer", choices=LEARNING_RATES, default="signum", help="default: signum")
-    parser.add_argument("--lr", type=float, help=f"learning rate at the start; default: {LEARNING_RATES}")
-    parser.add_argument("--momentum", type=float, default=0.9, help="of sgd and signum; default: 0.9")
-    parser.add_argument("--weight-decay", type=float, default=0.0, help="default: 0")
-    parser.add_argument("--epochs", type=int, default=4, help="default: 4")
-    parser.add_argument("--batch-size", type=int, default=64, help="of each rank; default: 64")
-    parser.add_argument("--seed", type=int, default=42, help="default: 42")
-    parser.add_argument(
-        "--data-dir", help="folder with the four *-ubyte.gz files; default: where ci/setup.sh puts them"
-    )
-    parser.add_argument("--log-interval", type=int, default=50, help="steps between lines of progress; default: 50")
-    return parser.parse_args()
+from arguments import LEARNING_RATES, parse_arguments
 
 
 def make_model():
@@ -99,7 +80,7 @@ def describe_bytes(args, optimizer, coordinates):
 
 
 def main():
-    args = parse_arguments()
+    args = parse_arguments(__doc__)
     hvd.init()
     torch.manual_seed(args.seed)
     torch.set_num_threads(1)

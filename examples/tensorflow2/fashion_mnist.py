@@ -1,6 +1,5 @@
-"""What the two TensorFlow examples share: flags, data, model, learning rates. The same as in the PyTorch example."""
+"""What the two TensorFlow examples share: data, model, schedule. The same as in the PyTorch example."""
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -11,25 +10,8 @@ import tensorflow as tf
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import data
-
-# As in the PyTorch example.
-LEARNING_RATES = {"sgd": 0.2, "signsgd": 0.002, "signum": 0.002}
-
-
-def parse_arguments(doc: str):
-    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
-    parser.add_argument("--optimizer", choices=LEARNING_RATES, default="signum", help="default: signum")
-    parser.add_argument("--lr", type=float, help=f"learning rate at the start; default: {LEARNING_RATES}")
-    parser.add_argument("--momentum", type=float, default=0.9, help="of sgd and signum; default: 0.9")
-    parser.add_argument("--weight-decay", type=float, default=0.0, help="default: 0")
-    parser.add_argument("--epochs", type=int, default=4, help="default: 4")
-    parser.add_argument("--batch-size", type=int, default=64, help="of each rank; default: 64")
-    parser.add_argument("--seed", type=int, default=42, help="default: 42")
-    parser.add_argument(
-        "--data-dir", help="folder with the four *-ubyte.gz files; default: where ci/setup.sh puts them"
-    )
-    parser.add_argument("--log-interval", type=int, default=50, help="steps between lines of progress; default: 50")
-    return parser.parse_args()
+from arguments import LEARNING_RATES
+from arguments import parse_arguments as parse_arguments  # for the two examples
 
 
 def load(args):
