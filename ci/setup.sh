@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes .venv: pinned frameworks and MPI, Horovod (built once, kept in a cache), this package, real training data.
+# Makes .venv: pinned frameworks and MPI, Horovod (built once, kept in a cache), this package, real training data;
+# and .venv-mpich, in which majority_vote is tested under another MPI.
 #
 #   ci/setup.sh                 again: a few seconds
 #   PYTHON=/path/to/python3.11 HOROVOD_SIGN_CACHE=/path ci/setup.sh
@@ -70,4 +71,5 @@ once requirements ci/requirements.txt -- install_requirements
 once horovod ci/requirements.txt ci/horovod_wheel.sh -- install_horovod
 once package setup.py pyproject.toml csrc/* -- install_package
 ci/fashion_mnist.sh
+ci/mpich.sh --setup || say "no second environment with MPICH (pip's message is above); its tests will be skipped"
 say "ready: .venv"

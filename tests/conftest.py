@@ -1,5 +1,7 @@
-"""Tests in tests/parallel are rank programs: collected only under mpirun, where test_parallel.py starts them."""
+"""Tests in tests/parallel are rank programs: collected only under an mpirun, where test_parallel.py starts them."""
 
 import os
 
-collect_ignore = [] if "OMPI_COMM_WORLD_SIZE" in os.environ else ["parallel"]
+# What Open MPI and MPICH tell each rank.
+under_mpirun = not {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE"}.isdisjoint(os.environ)
+collect_ignore = [] if under_mpirun else ["parallel"]
