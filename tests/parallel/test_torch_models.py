@@ -1,6 +1,7 @@
 """Models and loops that are not plain, under mpirun: they work as under Horovod, or one sentence says why not."""
 
 import os
+import shutil
 
 import horovod.torch as hvd
 import numpy as np
@@ -251,6 +252,34 @@ def test_compiled_models(backend):
     tasks.assert_replicas_identical(nets[0])
     for left, right in zip(*map(tasks.values, nets), strict=True):
         np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="inductor needs a C++ compiler")
+def test_compiled_by_inductor(monkeypatch):
+    """The default backend, on real ranks: eager's gradients up to rounding, and the votes of exactly its own.
+
+    Where a gradient is rounding alone (as of a bias before a batch normalization), eager's sign may differ, so the
+    trainings are compared through the simulation, which gets the gradients of the compiled model.
+    """
+    monkeypatch.setattr("torch._inductor.config.compile_threads", 1)  # this process forks no workers beside MPI
+    net, eager = tasks.model(), tasks.model()
+    compiled = torch.compile(net)
+    optimizer = wrap(hvs.Signum(net.parameters(), 0.01, momentum=0.9), net)
+    simulation = tasks.Simulation(tasks.values(net), hvd.size(), 0.01, 0.9)
+    for step in range(4):
+        eager.load_state_dict(net.state_dict())
+        eager.zero_grad()
+        tasks.backward(eager, step)
+        optimizer.zero_grad()
+        tasks.backward(compiled, step)
+        optimizer.step()
+        for p, q in zip(net.parameters(), eager.parameters(), strict=True):
+            torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-6)
+        simulation.step(tasks.gradients_of_all_ranks(net))
+        tasks.assert_replicas_identical(net)
+        for value, simulated in zip(tasks.values(net), simulation.x, strict=True):
+            np.testing.assert_allclose(value, simulated, rtol=1e-5, atol=1e-6)
+    assert torch._dynamo.utils.counters["inductor"], "inductor compiled nothing"
 
 
 def test_closures_of_both_kinds():
