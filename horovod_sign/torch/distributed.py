@@ -70,8 +70,9 @@ def DistributedOptimizer(
         process_set: Horovod's, of the ranks that vote.
         abstain: zeros, NaN and ties are 0 (True), or +1 (False), which saves the bits that tell them apart: a third of
             all at even rank counts.
-        transport: "exchange", "counts" (which works with `hvd.join()`), or "auto", which is the exchange. See
-            `horovod_sign.majority_vote`.
+        transport: "exchange", "counts" (which works with `hvd.join()`), both by Horovod's engine, or "auto": what costs
+            least for so many coordinates and ranks by `horovod_sign.voting.choice`. Small models on CPUs are then
+            voted on by MPI itself, in `step`, if mpi4py is installed.
         bucket_cap_mb: megabytes (10^6 bytes) of gradients in one vote, as in PyTorch's DistributedDataParallel; votes
             overlap with backward and with each other, but each costs some milliseconds by itself.
         overlap: votes start during backward. With False they start in `step`, so that gradients can be changed before

@@ -24,7 +24,7 @@ class Pipeline:
     Args:
         buckets: what is voted on together; the same on all ranks.
         collectives: what carries the votes.
-        transport: "auto", "exchange" or "counts".
+        transport: "exchange" or "counts".
         abstain: whether zeros, NaN and ties are 0 or +1.
         passes: backward passes per step.
         name: unique among optimizers, the same on all ranks.
@@ -38,7 +38,7 @@ class Pipeline:
         self.in_backward = True  # False: nothing is packed before `decisions`
         self._buckets: list[Bucket] = []
         self._collectives, self._name = collectives, name
-        self._protocol = PROTOCOLS["exchange" if transport == "auto" else transport]
+        self._protocol = PROTOCOLS[transport]
         self._abstain = abstain
         self._bucket_of: dict[torch.Tensor, Bucket] = {}
         self._passes_left: dict[torch.Tensor, int] = {}
@@ -123,7 +123,7 @@ class Pipeline:
         bucket.arrived(p, self._abstain)
         self._arrived_as[p] = _version(p.grad)
         self._waiting[bucket] -= 1
-        if self._waiting[bucket] == 0:
+        if self._waiting[bucket] == 0 and not self._collectives.blocking:
             self._start(bucket)
         for vote in self._votes.values():
             vote.poll()

@@ -16,6 +16,7 @@ from horovod_sign.torch.buckets import Bucket, make_buckets
 from horovod_sign.torch.collectives import HorovodCollectives
 from horovod_sign.torch.pipeline import Pipeline
 from horovod_sign.torch.scaling import Overflow, Scaling
+from horovod_sign.torch.transports import carriers
 from horovod_sign.voting.messages import Planes
 
 _EDITED = (
@@ -72,10 +73,11 @@ class Votes:
         name = self._agree(error) if self._agreed else ""
         if error is not None:
             raise error
-        collectives = HorovodCollectives(options.process_set)
+        voted_on = trainable(optimizer, labels)
+        transport, collectives = carriers(voted_on, options, name, self._agreed)
         self.monitor = Monitor(collectives.rank, collectives.size)
         self.scaling = Scaling(options.grad_scaler, options.process_set, name)
-        self.pipeline = Pipeline([], collectives, options.transport, options.abstain, options.passes, name)
+        self.pipeline = Pipeline([], collectives, transport, options.abstain, options.passes, name)
         self.pipeline.in_backward = options.early and self._agreed and not self.scaling.used
         self._nan_reported, self._edit_reported = False, False
         self._number = 0

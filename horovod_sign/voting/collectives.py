@@ -33,10 +33,15 @@ Request = Alltoall | Allgather | Allreduce
 
 
 class Collectives(Protocol):
-    """A library that carries out requests among `size` ranks, of which this is `rank`."""
+    """A library that carries out requests among `size` ranks, of which this is `rank`.
+
+    Attributes:
+        blocking: `start` returns when the request is carried out, so all ranks must start theirs in the same order.
+    """
 
     rank: int
     size: int
+    blocking: bool
 
     def start(self, request: Request, name: str) -> Any:
         """Begins a request and returns a handle. `name` is the same on all ranks and differs between open requests."""

@@ -61,6 +61,8 @@ def majority_vote(x, comm=None, *, abstain: bool = True, transport: str = "auto"
 class MpiCollectives:
     """`collectives.Collectives` by mpi4py, each carried out at once; the handle is the result."""
 
+    blocking = True
+
     def __init__(self, comm):
         self._comm, self.rank, self.size = comm, comm.rank, comm.size
 
@@ -83,18 +85,28 @@ class MpiCollectives:
         pass
 
     def _alltoall(self, buffer, lengths):
-        incoming = np.empty_like(lengths)
-        self._comm.Alltoall(lengths, incoming)
+        incoming = self._tell_each(lengths)
         received = np.empty(incoming.sum(), np.uint8)
         self._comm.Alltoallv([buffer, lengths], [received, incoming])
         return received
 
     def _allgather(self, buffer):
-        lengths = np.empty(self.size, np.int64)
-        self._comm.Allgather(np.array([len(buffer)], np.int64), lengths)
+        lengths = self._tell_all(len(buffer))
         received = np.empty(lengths.sum(), np.uint8)
         self._comm.Allgatherv(buffer, [received, lengths])
         return received
+
+    def _tell_each(self, lengths: np.ndarray) -> np.ndarray:
+        """Tells each rank its length; returns what each has for this one."""
+        incoming = np.empty_like(lengths)
+        self._comm.Alltoall(lengths, incoming)
+        return incoming
+
+    def _tell_all(self, length: int) -> np.ndarray:
+        """Tells all ranks a length; returns those of all."""
+        lengths = np.empty(self.size, np.int64)
+        self._comm.Allgather(np.array([length], np.int64), lengths)
+        return lengths
 
 
 def _communicator(comm):

@@ -1,0 +1,31 @@
+"""What `transport` means: the protocol that votes travel by, and what carries it."""
+
+import horovod.torch as hvd
+import torch
+
+from horovod_sign.torch import direct
+from horovod_sign.torch.collectives import HorovodCollectives
+from horovod_sign.torch.planes import has_kernels
+from horovod_sign.voting.choice import choose
+from horovod_sign.voting.collectives import Collectives
+
+
+def carriers(parameters, options, name: str, agreed: bool) -> tuple[str, Collectives]:
+    """The name of the protocol, and what carries its requests. A collective, unless this rank is alone.
+
+    Args:
+        parameters: those that are voted on.
+        options: the `votes.Options`, of which `transport` may be "auto".
+        name: unique among optimizers, the same on all ranks.
+        agreed: whether all ranks are here. If not, the job is elastic: ranks come and go, and the choice must not hang
+            on how many there are.
+    """
+    engine = HorovodCollectives(options.process_set)
+    if options.transport != "auto":
+        return options.transport, engine
+    if not agreed or engine.size == 1:
+        return "exchange", engine
+    able = torch.tensor([int(all(map(has_kernels, parameters)) and direct.available(options.process_set))])
+    able = bool(hvd.allreduce(able, name=f"{name}.able", op=hvd.Min, process_set=options.process_set))
+    way = choose(sum(p.numel() for p in parameters), engine.size, options.abstain, able)
+    return ("exchange", direct.DirectCollectives(name)) if way == "direct" else (way, engine)

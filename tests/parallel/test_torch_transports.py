@@ -1,0 +1,103 @@
+"""What carries votes, and that it does not matter: by Horovod's engine or by MPI itself, with late and joined ranks."""
+
+import time
+
+import horovod.torch as hvd
+import numpy as np
+import pytest
+import torch
+import torch_tasks as tasks
+from mpi4py import MPI
+
+import horovod_sign.torch as hvs
+from horovod_sign.torch import direct
+from horovod_sign.torch.direct import DirectCollectives
+
+hvd.init()
+
+LAST = hvd.size() - 1
+needs_two = pytest.mark.skipif(hvd.size() == 1, reason="one rank has no others")
+
+
+def wrap(net, **options):
+    optimizer = hvs.Signum(net.parameters(), 0.01)
+    return hvs.DistributedOptimizer(optimizer, named_parameters=net.named_parameters(), **options)
+
+
+def train(optimizer, net, steps=4, late=None):
+    """Steps on each rank's own images; before step `late` the last rank keeps the others waiting."""
+    for step in range(steps):
+        if step == late and hvd.rank() == LAST:
+            time.sleep(1.0)
+        optimizer.zero_grad()
+        tasks.backward(net, step)
+        optimizer.step()
+    return tasks.values(net)
+
+
+def goes_direct(optimizer) -> bool:
+    return isinstance(optimizer._votes.pipeline._collectives, DirectCollectives)
+
+
+def assert_equal_to_the_engine_s(values, net, steps=4):
+    reference = tasks.model()
+    expected = train(wrap(reference, transport="exchange"), reference, steps)
+    tasks.assert_replicas_identical(net)
+    for left, right in zip(values, expected, strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+@needs_two
+@pytest.mark.parametrize("abstain", [True, False])
+def test_small_models_go_past_the_engine_and_train_alike(abstain):
+    nets = {transport: tasks.model() for transport in ("auto", "exchange", "counts")}
+    optimizers = {name: wrap(net, transport=name, abstain=abstain) for name, net in nets.items()}
+    assert [goes_direct(optimizer) for optimizer in optimizers.values()] == [True, False, False]
+    results = {name: train(optimizers[name], net) for name, net in nets.items()}
+    for name, net in nets.items():
+        tasks.assert_replicas_identical(net)
+        for left, right in zip(results[name], results["exchange"], strict=True):
+            np.testing.assert_array_equal(left, right)
+    assert optimizers["auto"].bytes_sent == optimizers["exchange"].bytes_sent > 0
+
+
+def test_large_models_take_the_engine():
+    p = torch.nn.Parameter(torch.zeros(4_000_000))
+    assert not goes_direct(hvs.DistributedOptimizer(hvs.SignSGD([p], 1.0)))
+
+
+@needs_two
+def test_all_take_the_engine_if_one_rank_must(monkeypatch):
+    if hvd.rank() == LAST:
+        monkeypatch.setattr(direct, "available", lambda process_set: False)
+    net = tasks.model()
+    optimizer = wrap(net)
+    assert not goes_direct(optimizer)
+    assert_equal_to_the_engine_s(train(optimizer, net), net)
+
+
+@needs_two
+def test_a_late_rank_is_waited_for(monkeypatch):
+    """The others ask whether it has joined; it answers, and then they go on."""
+    monkeypatch.setattr(direct, "PATIENCE", 0.2)
+    net = tasks.model()
+    optimizer = wrap(net)
+    asked = []
+    ask = hvd.allreduce_async
+    monkeypatch.setattr(hvd, "allreduce_async", lambda *args, **kwargs: asked.append(kwargs) or ask(*args, **kwargs))
+    values = train(optimizer, net, late=2)
+    assert min(MPI.COMM_WORLD.allgather(len(asked))) > 0
+    monkeypatch.undo()
+    assert_equal_to_the_engine_s(values, net)
+
+
+@needs_two
+def test_joined_ranks_are_one_clear_sentence(monkeypatch):
+    monkeypatch.setattr(direct, "PATIENCE", 0.2)
+    net = tasks.model()
+    optimizer = wrap(net)
+    assert goes_direct(optimizer)
+    if hvd.rank() > 0:
+        with pytest.raises(RuntimeError, match=r'called hvd\.join\(\).*transport="counts"'):
+            train(optimizer, net, steps=1)
+    hvd.join()
