@@ -54,6 +54,25 @@ class VoteStatistics(NamedTuple):
                 writer.add_scalar(prefix + tag, value, self.step if step is None else step)
 
 
+def summarise(size: int, both: int, alike: int, abstained: int, ties: int, **others) -> VoteStatistics:
+    """The statistics of counted coordinates.
+
+    Args:
+        size: how many ranks voted.
+        both, alike: where this rank voted and the vote is not 0; and of these, where they are the same.
+        abstained, ties: where this rank abstained, and where the vote is 0.
+        **others: further fields of `VoteStatistics`.
+    """
+    n = others["coordinates"]
+    return VoteStatistics(
+        abstained=abstained / max(n, 1),
+        ties=ties / max(n, 1),
+        agreement=alike / both if both else math.nan,
+        bytes_float32=2 * (size - 1) * 4 * n // size,
+        **others,
+    )
+
+
 class Monitor:
     """Counts the votes of each step, and reports a rank that disagrees systematically, once, on that rank.
 
@@ -99,21 +118,20 @@ class Monitor:
 
     def end(self, bytes_sent: int):
         """The step is over."""
-        n, size = self._coordinates, self._size
-        agreement = self._alike / self._both if self._both else math.nan
-        self._follow(agreement)
-        self.latest = VoteStatistics(
+        latest = summarise(
+            self._size,
+            self._both,
+            self._alike,
+            self._abstained,
+            self._ties,
             step=self.latest.step + 1,
-            coordinates=n,
+            coordinates=self._coordinates,
             nans=self._nans,
             total_nans=self.latest.total_nans + self._nans,
-            abstained=self._abstained / max(n, 1),
-            ties=self._ties / max(n, 1),
-            agreement=agreement,
-            mean_agreement=self._mean,
             bytes_sent=bytes_sent,
-            bytes_float32=2 * (size - 1) * 4 * n // size,
         )
+        self._follow(latest.agreement)
+        self.latest = latest._replace(mean_agreement=self._mean)
 
     def _follow(self, agreement: float):
         if math.isnan(agreement):
@@ -121,16 +139,28 @@ class Monitor:
         self._measured += 1
         previous = 0.0 if math.isnan(self._mean) else self._mean
         self._mean = previous + (agreement - previous) / min(self._measured, PATIENCE)
-        chance = chance_agreement(self._size)
-        if self._measured >= PATIENCE and self._mean < chance - MARGIN and not self._reported:
+        disagrees = systematic_disagreement(self._rank, self._size, self._measured, self._mean)
+        if disagrees is not None and not self._reported:
             self._reported = True
-            warnings.warn(
-                f"rank {self._rank} systematically disagrees with the others: in the last {PATIENCE} steps it agreed "
-                f"with the vote on {self._mean:.1%} of its coordinates, less than random votes would ({chance:.1%} at "
-                f"{self._size} ranks); check its data, its code and its hardware (this is said once)",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+            warnings.warn(disagrees, RuntimeWarning, stacklevel=2)
+
+
+def systematic_disagreement(rank: int, size: int, measured: int, mean: float) -> str | None:
+    """What to tell the user if a rank agrees with the vote less than random votes would, else None.
+
+    Args:
+        rank, size: the rank among those that vote.
+        measured: in how many steps its agreement was measured.
+        mean: `mean_agreement`.
+    """
+    chance = chance_agreement(size)
+    if measured < PATIENCE or not mean < chance - MARGIN:
+        return None
+    return (
+        f"rank {rank} systematically disagrees with the others: in the last {PATIENCE} steps it agreed with the vote "
+        f"on {mean:.1%} of its coordinates, less than random votes would ({chance:.1%} at {size} ranks); check its "
+        "data, its code and its hardware (this is said once)"
+    )
 
 
 def chance_agreement(size: int) -> float:

@@ -74,10 +74,9 @@ def make_base_optimizer(args, schedule):
     return keras.optimizers.SGD(schedule, momentum, weight_decay=args.weight_decay or None)
 
 
-def describe_bytes(args, coordinates: int) -> str:
-    """What one rank sends in a step, beside what a float32 ring allreduce would have sent."""
+def describe_bytes(sent: int | None, coordinates: int) -> str:
+    """What one rank sent in a step, beside what a float32 ring allreduce would have sent (None: that)."""
     float32 = 2 * (hvd.size() - 1) * coordinates * 4 // hvd.size()
-    # At least: a chunk in which a vote is tied or abstains takes a second bit.
-    sent = float32 if args.optimizer == "sgd" else 2 * (hvd.size() - 1) * (coordinates // 8) // hvd.size()
+    sent = float32 if sent is None else sent
     ratio = f", {float32 / sent:.1f}x less than float32's {float32:,}" if 0 < sent < float32 else ""
     return f"bytes sent per step and rank: {sent:,}{ratio} ({coordinates:,} coordinates, {hvd.size()} ranks)"

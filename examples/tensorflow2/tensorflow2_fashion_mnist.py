@@ -14,16 +14,22 @@ from fashion_mnist import describe_bytes, load, make_base_optimizer, make_model,
 import horovod_sign.tensorflow as hvs  # horovod_sign
 
 
-def make_tape_wrapper(args):
-    """What makes a tape's gradients those of all ranks."""
+def make_compression(args):
+    """What is voted on; None: nothing is."""
     if args.optimizer == "sgd":
-        return hvd.DistributedGradientTape
+        return None
     signum = args.optimizer == "signum"
-    compression = hvs.Compression.signum(args.momentum) if signum else hvs.Compression.signsgd()  # horovod_sign
-    return lambda tape: hvs.DistributedGradientTape(tape, compression=compression)  # horovod_sign
+    return hvs.Compression.signum(args.momentum) if signum else hvs.Compression.signsgd()  # horovod_sign
 
 
-def make_step(model, optimizer, distribute):
+def distribute(tape, compression):
+    """A tape whose gradients are those of all ranks."""
+    if compression is None:
+        return hvd.DistributedGradientTape(tape)
+    return hvs.DistributedGradientTape(tape, compression=compression)  # horovod_sign
+
+
+def make_step(model, optimizer, compression):
     loss_function = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     variables = [v.value for v in model.trainable_variables]
 
@@ -31,7 +37,7 @@ def make_step(model, optimizer, distribute):
     def step(images, labels):
         with tf.GradientTape() as tape:
             loss = loss_function(labels, model(images, training=True))
-        tape = distribute(tape)
+        tape = distribute(tape, compression)
         optimizer.apply(tape.gradient(loss, variables), model.trainable_variables)
         return loss
 
@@ -54,7 +60,8 @@ def main():
     model = make_model()
     # The tape's gradients are votes, so the step is plain SGD's: x <- x - lr (vote + weight_decay x).
     optimizer = make_base_optimizer(args, make_schedule(args, steps))
-    step = make_step(model, optimizer, make_tape_wrapper(args))
+    compression = make_compression(args)
+    step = make_step(model, optimizer, compression)
     hvs.broadcast_variables(model.weights, root_rank=0)  # horovod_sign: Horovod's own refuses Keras 3 variables
 
     if hvd.rank() == 0:
@@ -69,7 +76,8 @@ def main():
         if hvd.rank() == 0:
             print(f"epoch {epoch}  test accuracy {100 * accuracy:.2f} %  ({time.time() - start:.0f} s)", flush=True)
     if hvd.rank() == 0:
-        print(describe_bytes(args, model.count_params()), flush=True)
+        sent = None if compression is None else compression.bytes_sent  # horovod_sign
+        print(describe_bytes(sent, model.count_params()), flush=True)
 
 
 if __name__ == "__main__":

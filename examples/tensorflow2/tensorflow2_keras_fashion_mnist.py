@@ -72,7 +72,8 @@ def main():
         callbacks.append(Progress(args, steps))
     model.fit(train_set, shuffle=False, validation_data=test_set, epochs=args.epochs, callbacks=callbacks, verbose=0)
     if hvd.rank() == 0:
-        print(describe_bytes(args, model.count_params()), flush=True)
+        sent = None if args.optimizer == "sgd" else model.optimizer.bytes_sent  # horovod_sign
+        print(describe_bytes(sent, model.count_params()), flush=True)
 
 
 if __name__ == "__main__":

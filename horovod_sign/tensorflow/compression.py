@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from horovod_sign import rules
 from horovod_sign.algebra import counts_bits
+from horovod_sign.statistics import VoteStatistics
 from horovod_sign.tensorflow import bits as bit
 from horovod_sign.tensorflow import messages
 from horovod_sign.tensorflow.ballots import packer, unpacker
@@ -38,6 +39,25 @@ class SignCompressor:
     def __init__(self, rule: rules.Rule, abstain: bool = True):
         self.rule, self._abstain = rule, abstain
         self.memories: dict = {}
+
+    def vote_statistics(self) -> VoteStatistics:
+        """What happened, on this rank, in the latest vote of the `hvs.DistributedGradientTape` made with this.
+
+        Raises:
+            ValueError: several lists of variables were voted on with it.
+        """
+        if len(self.memories) > 1:
+            raise ValueError(
+                "this compression has voted on several lists of variables: give the tapes of each a compression of "
+                "their own"
+            )
+        elections = [memory.election for memory in self.memories.values()]
+        return elections[0].counters.statistics(elections[0].size) if elections else VoteStatistics()
+
+    @property
+    def bytes_sent(self) -> int:
+        """By this rank to others in that vote."""
+        return self.vote_statistics().bytes_sent
 
     def compress(self, tensor: tf.Tensor):
         """The fields of this rank's ballot, as int64 words, and what `decompress` needs."""

@@ -19,6 +19,7 @@ from horovod_sign.tensorflow import bits as bit
 from horovod_sign.tensorflow import messages
 from horovod_sign.tensorflow.ballots import momentum_packer, packer, unpacker
 from horovod_sign.tensorflow.collectives import carry_out
+from horovod_sign.tensorflow.statistics import Counters, count, count_nans
 from horovod_sign.voting.agreement import disagreement, encode_record
 from horovod_sign.voting.messages import Planes
 from horovod_sign.voting.protocols import PROTOCOLS, TRANSPORTS
@@ -68,6 +69,9 @@ class Election:
         process_set: Horovod's.
         abstain: whether zeros, NaN and ties are 0 or +1.
         transport: "auto", "exchange" or "counts".
+
+    Attributes:
+        counters: what happened in the votes.
     """
 
     def __init__(self, rule: Rule, process_set=hvd.global_process_set, abstain: bool = True, transport: str = "auto"):
@@ -77,6 +81,7 @@ class Election:
         ranks = process_set.process_set_id
         self.name = f"horovod_sign.tf.{ranks}.{next(_numbers[ranks])}"
         self._process_set, self._transport = process_set, transport
+        self.counters = Counters()
         self._missing_everywhere: list[bool] | None = None
         self._warned: set[str] = set()
 
@@ -117,13 +122,16 @@ class Election:
                 warnings.warn(_LATE.format(label), stacklevel=2)
         gradients = [self.dense(g, v) for g, v in zip(gradients, variables, strict=True)]
         votes = [None if none else tf.zeros(v.shape, v.dtype) for none, v in zip(absent, variables, strict=True)]
+        counted = [tf.zeros_like(self.counters.latest)]
         for number, bucket in enumerate(_buckets(variables, absent)):
             pick = [_present(gradients[i], variables[i]) for i in bucket]
             slots = None if momentum is None else [momentum.slots[i] for i in bucket]
             on_gradient = False if momentum is None else momentum.on_gradient
-            decided = self._vote_bucket(pick, slots, on_gradient, abstaining, number)
+            decided, counts = self._vote_bucket(pick, slots, on_gradient, abstaining, number)
+            counted.append(counts)
             for i, vote in zip(bucket, decided, strict=True):
                 votes[i] = vote
+        self.counters.end_step(tf.add_n(counted))
         return votes
 
     def prepare(self, gradients, variables: list[Coordinates], labels) -> list[bool]:
@@ -146,9 +154,13 @@ class Election:
         ballot = self._pack(gradients, slots, on_gradient, abstaining)
         protocol = PROTOCOLS["exchange" if self._transport == "auto" else self._transport]
         running = protocol(ballot, self.rank, self.size, not self.abstain, messages)
-        decided = carry_out(running, self._process_set, f"{self.name}.{number}")
+        decided, sent = carry_out(running, self._process_set, f"{self.name}.{number}", self.rank, self.size)
         layout = tuple((tuple(g.shape), g.dtype) for g in gradients)
-        return unpacker(layout, self.abstain)(decided.sign, decided.nonzero)
+        counts = count(ballot, decided, sum(g.shape.num_elements() for g in gradients))
+        # NaN abstains, so that most steps need no look at the gradients to know that there is none.
+        nans = count_nans(gradients, counts.abstained > 0, abstaining) if self.abstain else tf.constant(0, tf.int64)
+        votes = unpacker(layout, self.abstain)(decided.sign, decided.nonzero)
+        return votes, tf.stack(counts._replace(nans=nans, bytes_sent=sent))
 
     def _pack(self, gradients, slots, on_gradient, abstaining) -> Planes:
         hold = tf.constant(False) if abstaining is None else abstaining

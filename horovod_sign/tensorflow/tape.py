@@ -44,6 +44,7 @@ def DistributedGradientTape(
     Returns:
         A tape. Its `gradient` returns the structure of `sources`. A source without a gradient on this rank (None)
         abstains, and gets the others' vote; it stays None if in the first step it was None on all ranks.
+        `compression.vote_statistics()` says what happened in the latest vote.
 
     Raises:
         TypeError: an argument of Horovod's that a vote cannot have (op, groups, ...).
@@ -121,7 +122,7 @@ class _TapeMemory:
 
     def __init__(self, rule, coordinates, labels, process_set, abstain, transport, passes):
         self._coordinates, self._labels, self._passes = coordinates, labels, passes
-        self._election = Election(rule, process_set, abstain, transport)
+        self.election = Election(rule, process_set, abstain, transport)
         self._momentum = OwnMomentum(rule, coordinates) if rule.has_momentum else None
         self._sums = Sums(coordinates) if passes > 1 else None
         if self._sums:
@@ -131,8 +132,8 @@ class _TapeMemory:
     def vote(self, gradients):
         if self._sums is None:
             return self._elect(gradients)
-        absent = self._election.prepare(gradients, self._coordinates, self._labels)
-        self._sums.add([self._election.dense(g, v) for g, v in zip(gradients, self._coordinates, strict=True)])
+        absent = self.election.prepare(gradients, self._coordinates, self._labels)
+        self._sums.add([self.election.dense(g, v) for g, v in zip(gradients, self._coordinates, strict=True)])
         last = self._calls.assign_add(1) % self._passes == 0
         present = tf.cond(last, lambda: self._elect_sums(absent), lambda: self._zeros(absent))
         votes = iter(present)
@@ -140,7 +141,7 @@ class _TapeMemory:
 
     def _elect(self, gradients):
         momentum = None if self._momentum is None else self._momentum.next()
-        return self._election.vote(gradients, self._coordinates, self._labels, momentum)
+        return self.election.vote(gradients, self._coordinates, self._labels, momentum)
 
     def _elect_sums(self, absent):
         means, _ = self._sums.take(self._passes)

@@ -1,11 +1,15 @@
-"""Horovod's Keras callbacks, for Keras 3 (with which Horovod's own do not work)."""
+"""Horovod's Keras callbacks, for Keras 3 (with which Horovod's own do not work), and one about votes."""
+
+import warnings
 
 import horovod.tensorflow as hvd
 import keras
 import numpy as np
 
+from horovod_sign.statistics import systematic_disagreement
 from horovod_sign.tensorflow.broadcast import broadcast_variables
 from horovod_sign.tensorflow.election import check_agreement
+from horovod_sign.tensorflow.keras.distributed import election_of
 
 
 class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
@@ -56,6 +60,49 @@ class MetricAverageCallback(keras.callbacks.Callback):
         values = np.array([logs[key] for key in keys], np.float64)
         means = hvd.allreduce(values, op=hvd.Average, name="horovod_sign.tf.metrics", process_set=self.process_set)
         logs.update(zip(keys, np.asarray(means).tolist(), strict=True))
+
+
+class VoteStatisticsCallback(keras.callbacks.Callback):
+    """Adds to the metrics of each epoch what happened in its votes, as this rank sees it.
+
+    So `History`, `TensorBoard` and `CSVLogger` have it, if they come after this callback in the list. Before
+    `MetricAverageCallback` in the list, the metrics are means over all ranks. Warns, once each, where this rank's
+    gradients have NaN and where it systematically disagrees with the others.
+
+        vote_agreement      where this rank voted and the vote is not 0, the share on which they are the same
+        vote_abstained      share of coordinates on which this rank abstained
+        vote_ties           share on which the vote is 0
+        vote_nans           coordinates that abstained because they were NaN on this rank, in the whole epoch
+        vote_bytes_sent     by this rank to others, in a step
+    """
+
+    def __init__(self):
+        super().__init__()
+        self._warned: set[str] = set()
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._before = election_of(self.model.optimizer).counters.totals()
+
+    def on_epoch_end(self, epoch, logs=None):
+        election = election_of(self.model.optimizer)
+        counters, (steps_before, _) = election.counters, self._before
+        statistics = counters.statistics(election.size, self._before)
+        steps = max(statistics.step - steps_before, 1)
+        if logs is not None:
+            logs.update({f"vote_{field}": getattr(statistics, field) for field in ("agreement", "abstained", "ties")})
+            logs.update(vote_nans=statistics.nans, vote_bytes_sent=statistics.bytes_sent / steps)
+        self._warn("disagrees", systematic_disagreement(election.rank, election.size, *counters.agreement))
+        if statistics.nans:
+            self._warn(
+                "nans",
+                f"rank {election.rank}: gradients were NaN in {statistics.nans} coordinates in epoch {epoch + 1}: they "
+                "abstain from the vote and training goes on (this is said once; the metric vote_nans counts them)",
+            )
+
+    def _warn(self, what: str, text: str | None):
+        if text is not None and what not in self._warned:
+            self._warned.add(what)
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
 
 
 class LearningRateScheduleCallback(keras.callbacks.Callback):

@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from horovod_sign.rules import choose_rule
+from horovod_sign.statistics import VoteStatistics
 from horovod_sign.tensorflow.ballots import all_finite
 from horovod_sign.tensorflow.checks import check_arguments
 from horovod_sign.tensorflow.compression import SignCompressor
@@ -57,7 +58,8 @@ def DistributedOptimizer(
     Returns:
         `optimizer`, now of a subclass of its class that has the same name and saves and loads as that class. A variable
         without a gradient on this rank abstains and steps by the others' votes; one that in the first step has none on
-        any rank is left out, as by Keras.
+        any rank is left out, as by Keras. `optimizer.vote_statistics()` says what happened in the latest vote on this
+        rank (`VoteStatistics`; see also `callbacks.VoteStatisticsCallback`), `optimizer.bytes_sent` what it sent.
 
     Raises:
         TypeError: an argument of Horovod's that a vote cannot have (op, groups, ...); not a Keras 3 optimizer.
@@ -92,6 +94,20 @@ def inner_optimizer(optimizer):
     return optimizer.inner_optimizer if isinstance(optimizer, keras.optimizers.LossScaleOptimizer) else optimizer
 
 
+def election_of(optimizer) -> Election:
+    """What a distributed optimizer votes in."""
+    return _step_of(optimizer).election
+
+
+def _step_of(optimizer) -> "_Step":
+    if not is_distributed(optimizer):
+        raise TypeError(f"optimizer must be made by hvs.DistributedOptimizer, got {type(optimizer).__name__}")
+    if "_horovod_sign_step" not in optimizer.__dict__:
+        # Past Keras's tracking: the votes' own state is each worker's and no part of a saved optimizer.
+        optimizer.__dict__["_horovod_sign_step"] = _Step(optimizer, *optimizer._horovod_sign_options)
+    return optimizer.__dict__["_horovod_sign_step"]
+
+
 def _set_accumulation(inner, passes):
     if passes == 1:
         return
@@ -112,10 +128,16 @@ def _distributed_class(base, options):
     """A subclass of `base` that votes, with the name under which `base` is saved."""
 
     def apply(self, grads, trainable_variables=None):
-        if "_horovod_sign_step" not in self.__dict__:
-            # Past Keras's tracking: the votes' own state is each worker's and no part of a saved optimizer.
-            self.__dict__["_horovod_sign_step"] = _Step(self, base, *options)
-        return self.__dict__["_horovod_sign_step"].apply(grads, trainable_variables)
+        return _step_of(self).apply(grads, trainable_variables)
+
+    def vote_statistics(self) -> VoteStatistics:
+        """What happened in the latest vote, seen from this rank. Waits for the step to end."""
+        election = election_of(self)
+        return election.counters.statistics(election.size)
+
+    def bytes_sent(self) -> int:
+        """By this rank to others in the latest vote."""
+        return self.vote_statistics().bytes_sent
 
     def set_attribute(self, name, value):
         # A LossScaleOptimizer takes the factor away from the optimizer that it is put around.
@@ -126,7 +148,9 @@ def _distributed_class(base, options):
     members = {
         "apply": tf.autograph.experimental.do_not_convert(apply),
         "__setattr__": set_attribute,
-        "_horovod_sign_options": options,
+        "vote_statistics": vote_statistics,
+        "bytes_sent": property(bytes_sent),
+        "_horovod_sign_options": (base, *options),
     }
     cls = type(base.__name__, (base,), {**members, "__module__": base.__module__, "__doc__": base.__doc__})
     registered = keras.saving.get_registered_name(base)
@@ -144,7 +168,7 @@ class _Step:
         self._optimizer, self._base, self._inner = optimizer, base, inner_optimizer(optimizer)
         self._scaled = self._inner is not optimizer
         self._rule, self._process_set = rule, process_set
-        self._election = Election(rule, process_set, abstain, transport)
+        self.election = Election(rule, process_set, abstain, transport)
         self._own_momentum = self._sums = None
 
     def apply(self, grads, trainable_variables):
@@ -155,8 +179,8 @@ class _Step:
         self._build(variables)
         coordinates = [_coordinates(v, g) for v, g in zip(variables, grads, strict=True)]
         labels = [getattr(v, "path", v.name) for v in variables]
-        absent = self._election.prepare(grads, coordinates, labels)
-        grads = [self._election.dense(g, c) for g, c in zip(grads, coordinates, strict=True)]
+        absent = self.election.prepare(grads, coordinates, labels)
+        grads = [self.election.dense(g, c) for g, c in zip(grads, coordinates, strict=True)]
         if not self._scaled:
             votes = self._votes(grads, variables, coordinates, labels, absent, self._inner.loss_scale_factor, None)
             return self._take(votes, variables, self._inner.loss_scale_factor)
@@ -169,7 +193,7 @@ class _Step:
         speaking = hvd.allreduce(
             tf.cast(finite, tf.int32),
             op=hvd.Sum,
-            name=f"{self._election.name}.finite",
+            name=f"{self.election.name}.finite",
             ignore_name_scope=True,
             process_set=self._process_set,
         )
@@ -177,8 +201,8 @@ class _Step:
         # LossScaleOptimizer leaves a step out, and lowers the scale, when it sees a NaN.
         sign = tf.where(speaking == 0, float("nan"), 1.0)
         self._take([None if v is None else tf.cast(v, tf.float32) * sign for v in votes], variables, scale)
-        if self._election.size > 1:
-            lower = (speaking > 0) & (speaking < self._election.size)
+        if self.election.size > 1:
+            lower = (speaking > 0) & (speaking < self.election.size)
             optimizer.dynamic_scale.assign(tf.where(lower, scale * 0.5, optimizer.dynamic_scale.value))
             counter = optimizer.step_counter.value
             optimizer.step_counter.assign(tf.where(lower, tf.zeros_like(counter), counter))
@@ -208,7 +232,7 @@ class _Step:
         return [None if none else next(votes) for none in absent]
 
     def _elect(self, grads, variables, coordinates, labels, abstaining):
-        return self._election.vote(grads, coordinates, labels, self._momentum(variables, coordinates), abstaining)
+        return self.election.vote(grads, coordinates, labels, self._momentum(variables, coordinates), abstaining)
 
     def _momentum(self, variables, coordinates):
         if not self._rule.has_momentum:
