@@ -2,18 +2,21 @@
 
 With the messages and bytes that `horovod_sign.voting.costs` gives for one rank, a method x takes
 
-    T = crowd * (ops * tau + messages * alpha + bytes * eta + work * gamma_x) + link_bytes * beta / rate
+    T = crowd * (ops * tau + messages * alpha + bytes * eta + work * gamma_x) + (link_bytes - burst) * beta / rate
 
     tau     seconds that one op of Horovod takes, however little it carries; ops: 1, an exchange is 2
     alpha   seconds that one message takes
     eta     seconds that the processor takes to send, receive and (for sums) add a byte
-    gamma   seconds that the kernels take, for each coordinate, or for each coordinate of each ballot that is tallied
+    gamma   seconds that the kernels take, for each coordinate, or for each coordinate of each ballot that is tallied;
+            "pass": gradients are read and parameters updated once, whatever the method
     beta    what the link takes, as a multiple of link_bytes / rate: a little above 1, for headers and idle moments
+    burst   bytes that a shaped link lets through at once, before it holds to its rate (1 MB in hosts.sh)
     crowd   max(1, ranks / cores): hosts made on one machine share its cores, and only the link is each host's own
 
 alpha and eta are fitted apart for TCP and for shared memory (results with no rate). The sum has no overlap of wire and
 processor in it, so it is too high where both are busy at once. All constants enter linearly, so they are found by least
-squares of the relative errors (T_model - T) / T, with no constant below 0: one that would be is 0.
+squares, with none below 0: one that would be is 0. The errors are (T_model - T) / sqrt(T_model * T), in which twice and
+half are equally wrong; the T_model below the line is that of the round before, until it stays.
 """
 
 import math
@@ -40,6 +43,7 @@ class Setting(NamedTuple):
         rate: of a link, in bytes a second; None: shared memory.
         ranks_per_link: ranks of one host, which share its link.
         crowd: ranks that share a core, at least 1.
+        burst: bytes that the link sends at once.
     """
 
     kind: str
@@ -50,6 +54,7 @@ class Setting(NamedTuple):
     rate: float | None = None
     ranks_per_link: int = 1
     crowd: float = 1.0
+    burst: float = 0.0
 
 
 def bytes_per_second(rate: str) -> float | None:
@@ -58,13 +63,13 @@ def bytes_per_second(rate: str) -> float | None:
     return float(match[1]) * {"k": 1e3, "m": 1e6, "g": 1e9}[match[2]] / 8 if match else None
 
 
-def setting(record: dict, cores: int) -> Setting:
-    """The setting of a line of results that was measured on hosts that share `cores`."""
+def setting(record: dict, cores: int, burst: float = 0.0) -> Setting:
+    """The setting of a line of results that was measured on hosts that share `cores`, with links of that burst."""
     method = record["method"]
     abstain = record.get("abstain", method == "signsgd")
     crowd = max(1.0, record["ranks"] / cores)
     rate = bytes_per_second(record["rate"])
-    return Setting(record["kind"], method, record["coordinates"], record["ranks"], abstain, rate, 1, crowd)
+    return Setting(record["kind"], method, record["coordinates"], record["ranks"], abstain, rate, 1, crowd, burst)
 
 
 def ops_and_cost(s: Setting) -> tuple[int, Cost]:
@@ -96,13 +101,13 @@ def work(s: Setting) -> dict[str, float]:
     """How often each gamma counts."""
     if s.kind == "step":
         return {f"gamma step {s.method}": s.n}
-    if s.method == "byte_allgather":
-        return {"gamma byte tally": s.n * s.ranks}
-    if s.method == "bit_allgather":
-        return {"gamma pack+apply": s.n, "gamma tally": s.n * s.ranks}
-    if s.method == "exchange":  # n/M coordinates of M ballots
-        return {"gamma pack+apply": s.n, "gamma tally": s.n}
-    return {f"gamma {s.method}": s.n}
+    own = {
+        "float32": {},
+        "byte_allgather": {"gamma byte tally": s.n * s.ranks},
+        "bit_allgather": {"gamma tally": s.n * s.ranks},
+        "exchange": {"gamma tally": s.n},  # n/M coordinates of M ballots
+    }
+    return {"gamma pass": s.n, **own.get(s.method, {f"gamma {s.method}": s.n})}
 
 
 def terms(s: Setting) -> dict[str, float]:
@@ -111,7 +116,7 @@ def terms(s: Setting) -> dict[str, float]:
     medium = "memory" if s.rate is None else "TCP"
     found = {"tau": ops, f"alpha {medium}": cost.messages, f"eta {medium}": cost.bytes, **work(s)}
     found = {name: s.crowd * value for name, value in found.items()}
-    return found if s.rate is None else {**found, "beta": link_bytes(s) / s.rate}
+    return found if s.rate is None else {**found, "beta": max(0.0, link_bytes(s) - s.burst) / s.rate}
 
 
 def seconds(constants: dict[str, float], s: Setting) -> float:
@@ -132,14 +137,14 @@ def measured(records: list[dict]) -> list[tuple[dict, float]]:
 
 
 class Fit(NamedTuple):
-    """Constants with their standard errors, and the relative error of each point."""
+    """Constants with their standard errors (NaN for those that are 0), and T_model / T - 1 of each point."""
 
     constants: dict[str, float]
     errors: dict[str, float]
     residuals: np.ndarray
 
 
-def fit(settings: list[Setting], times: list[float]) -> Fit:
+def fit(settings: list[Setting], times: list[float], rounds: int = 30) -> Fit:
     """The constants, none below 0, with the least sum of squares of relative errors.
 
     Raises:
@@ -149,14 +154,25 @@ def fit(settings: list[Setting], times: list[float]) -> Fit:
     names = sorted({name for row in rows for name in row})
     if len(rows) < len(names):
         raise ValueError(f"{len(rows)} results are too few for {len(names)} constants: measure more ranks and sizes")
-    matrix = np.array([[row.get(name, 0.0) for name in names] for row in rows]) / np.array(times)[:, None]
-    scale = np.linalg.norm(matrix, axis=0)
-    found, free = _nonnegative(matrix / scale, np.ones(len(rows)))
-    residuals = matrix / scale @ found - 1
-    variance = residuals @ residuals / max(len(rows) - len(free), 1)
-    errors = np.full(len(names), np.nan)
-    errors[free] = np.sqrt(variance * np.diag(np.linalg.pinv((matrix / scale)[:, free].T @ (matrix / scale)[:, free])))
-    return Fit(dict(zip(names, found / scale, strict=True)), dict(zip(names, errors / scale, strict=True)), residuals)
+    matrix, times = np.array([[row.get(name, 0.0) for name in names] for row in rows]), np.array(times)
+    constants, errors = _weighted(matrix, times, times)
+    for _ in range(rounds):
+        constants, errors = _weighted(matrix, times, np.sqrt(times * (matrix @ constants)))
+    named = (dict(zip(names, map(float, values), strict=True)) for values in (constants, errors))
+    return Fit(*named, matrix @ constants / times - 1)
+
+
+def _weighted(matrix: np.ndarray, times: np.ndarray, expected: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Constants and their standard errors, by errors relative to the `expected` times."""
+    relative = matrix / expected[:, None]
+    scale = np.linalg.norm(relative, axis=0)  # one for all columns: constants differ by ten orders of magnitude
+    relative, right = relative / scale, times / expected
+    found, free = _nonnegative(relative, right)
+    left_over = relative @ found - right
+    variance = left_over @ left_over / max(len(right) - len(free), 1)
+    errors = np.full(len(found), np.nan)
+    errors[free] = np.sqrt(variance * np.diag(np.linalg.pinv(relative[:, free].T @ relative[:, free])))
+    return found / scale, errors / scale
 
 
 def _nonnegative(matrix: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, list[int]]:

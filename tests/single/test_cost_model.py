@@ -1,6 +1,9 @@
 """The benchmark's cost model: its fit finds the constants that made the times; what a link that is shared carries."""
 
 import importlib.util
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,18 +22,17 @@ CONSTANTS = {
     "alpha memory": 1e-6,
     "eta memory": 3e-10,
     "beta": 1.05,
-    "gamma float32": 3e-10,
     "gamma float16": 1e-9,
     "gamma byte tally": 4e-10,
     "gamma counts": 6e-10,
-    "gamma pack+apply": 5e-10,
+    "gamma pass": 5e-10,
     "gamma tally": 1e-10,
 }
 
 
 def settings():
     return [
-        model.Setting("vote", method, int(n), ranks, rate=rate, crowd=ranks / 2)
+        model.Setting("vote", method, int(n), ranks, rate=rate, crowd=ranks / 2, burst=1e6)
         for method in METHODS
         for n in (1e4, 1e6, 25.6e6)
         for ranks in (2, 4, 8)
@@ -79,3 +81,33 @@ def test_a_link_shared_by_the_ranks_of_a_host():
     assert model.link_bytes(floats._replace(ranks_per_link=8)) == model.link_bytes(floats)
     assert model.link_bytes(votes) == pytest.approx(2 * n / 8, rel=2e-2)
     assert model.link_bytes(votes._replace(ranks_per_link=8)) == pytest.approx(9 * n / 8, rel=1e-2)
+
+
+def test_scale_fits_predicts_and_draws(tmp_path):
+    """scale.py on results that the model made: it finds the constants, and more than one rank a host hurts the flat."""
+    rates = {None: "shared memory", 125e6: "1gbit", 1.25e9: "10gbit"}
+    records = [
+        {
+            "kind": s.kind,
+            "method": s.method,
+            "rate": rates[s.rate],
+            "ranks": s.ranks,
+            "coordinates": s.n,
+            "abstain": False,
+            "ms": 1e3 * model.seconds(CONSTANTS, s),
+        }
+        for s in settings()
+    ]
+    results = tmp_path / "results.jsonl"
+    results.write_text("".join(json.dumps(r) + "\n" for r in records))
+    program = [sys.executable, PATH.with_name("scale.py"), results, "--gbits", "1"]
+    finished = subprocess.run(program, capture_output=True, text=True, timeout=120)
+    assert finished.returncode == 0, finished.stderr
+    found = json.loads((tmp_path / "scale.json").read_text())
+    assert found["constants_s"] == pytest.approx(CONSTANTS, rel=1e-3)
+    assert all(point["model_s"] == pytest.approx(point["measured_s"], rel=1e-3) for point in found["fit"])
+    alone, shared = (panel["seconds"] for panel in found["predictions"])
+    assert alone["ranks"][-1] == shared["ranks"][-1] == 4096
+    assert alone["exchange, flat"][-1] < shared["exchange, flat"][-1]
+    assert shared["hierarchical"][-1] < shared["exchange, flat"][-1] < shared["float32, ring"][-1]
+    assert (tmp_path / "scale.png").stat().st_size and (tmp_path / "fit.png").stat().st_size
