@@ -4,7 +4,8 @@
 #   sudo examples/benchmarks/run.sh                           hosts 2 4 8; links of 1gbit, 10gbit; and shared memory
 #   HOSTS="4" RATES="1gbit" ROUNDS=5 run.sh OUTPUT_FOLDER     less of it
 #
-# Results go to OUTPUT_FOLDER (default: build/benchmarks): results.jsonl, a PNG for each table, and the tables as text.
+# Results go to OUTPUT_FOLDER (default: build/benchmarks): results.jsonl, a PNG for each table, and the tables as text;
+# scale.py's fit and predictions from them: scale.txt, scale.json, scale.png, fit.png.
 # On a real cluster run the same programs there, with your own mpirun, and then plot.py:
 #   mpirun -H host1,host2,host3,host4 python step.py --rate 25gbit --json results.jsonl; python plot.py results.jsonl
 #
@@ -42,3 +43,5 @@ measure() { # LAUNCHER... -- RATE
     fi
 } | tee "$out/tables.txt"
 python "$here/plot.py" "$results"
+# What the results say of larger clusters; fewer hosts or rates than by default may be too few to fit.
+python "$here/scale.py" "$results" --cores "$(nproc)" | tee "$out/scale.txt" || echo "no predictions" >&2

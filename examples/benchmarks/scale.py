@@ -9,12 +9,12 @@ and predicts larger clusters from them. M ranks are on M/g hosts, and the g rank
     counts              2 (M-1) messages, 2 (M-1)/M * b n/8 bytes, b = 4 to 16 bits with M
     exchange, flat      alltoall, then a ring allgather, each M-1 messages; n/8 (M-g)/M * g + n/8 (M-1)/M bytes on a
                         host's link, since all g ranks of a host send ballots to all other hosts
-    hierarchical        float32 reduce-scatter inside the host, over memory, 4n (g-1)/g bytes; each rank votes for the
-                        host on n/g coordinates with its peers on the other hosts, 2 (M/g-1) messages of 2 n/8g bytes;
-                        the votes' bits are gathered inside. A link carries 2 n/8 bytes, as with one rank a host
+    hierarchical        float32 allreduce inside each host, over memory, 2 (g-1)/g * 4n bytes; one rank of each host
+                        votes for it in an exchange between hosts, 2 (M/g-1) messages, 2 n/8 bytes on a host's link;
+                        the votes' n/8 bytes go round inside
 
-Hierarchical is a design and not in this package. It is also another vote: of hosts on the signs of their summed
-gradients, not of ranks; a hostile rank has the weight of its host.
+Hierarchical voting is another vote: of hosts on the signs of their mean gradients, so a hostile rank can speak for its
+host.
 
 The flat exchange's latency, 2 (M-1) alpha, grows with M while its bytes do not. The model is not to be believed
 beyond where that is most of the time: alpha is then not a constant (messages below a packet's 1,460 bytes, M of them at
@@ -76,19 +76,16 @@ def predict(constants: dict, line: str, n: int, ranks: int, per_host: int, rate:
 
 def hierarchical(constants: dict, n: int, hosts: int, per_host: int, rate: float) -> float:
     """Seconds: four ops, two inside the host and two between hosts."""
-    share = -(-n // per_host)
-    between = costs.exchange_cost(share, hosts)
-    inside = (
-        costs.allreduce_cost(4 * n, per_host).bytes / 2 + costs.allgather_cost(costs.plane_bytes(share), per_host).bytes
-    )
+    plane = costs.plane_bytes(n)
+    inside = costs.allreduce_cost(4 * n, per_host).plus(costs.Cost(per_host - 1, plane))
+    between = costs.exchange_cost(n, hosts)
     return (
         4 * constants["tau"]
-        + 2 * (per_host - 1) * constants["alpha memory"]
-        + inside * constants["eta memory"]
+        + inside.messages * constants["alpha memory"]
+        + inside.bytes * constants["eta memory"]
         + between.messages * constants["alpha TCP"]
-        + between.bytes * constants["eta TCP"]
-        + per_host * between.bytes * constants["beta"] / rate
-        + n * (constants["gamma pass"] + constants["gamma tally"] / per_host)
+        + between.bytes * (constants["eta TCP"] + constants["beta"] / rate)
+        + n * (constants["gamma pass"] + constants["gamma tally"])
     )
 
 
@@ -166,35 +163,38 @@ def draw_scale(panels: list[dict], n: int, picture: Path):
             if line in panel["seconds"]:
                 draw_line(axis, panel, line, colour, n)
         axis.set_title(f"{panel['gbits']:g} Gbit/s, {panel['ranks_per_host']} rank(s) a host", fontsize=9)
-        most = max(
-            map(max, (panel["seconds"][line] for line in LINES if line in panel["seconds"] and "byte" not in line))
-        )
-        axis.set(xscale="log", yscale="log", ylim=(10, 5e3 * most))
+        axis.set(xscale="log", yscale="log", ylim=(10, 1e4))
         axis.set_xticks([2, 8, 64, 512, 4096], ["2", "8", "64", "512", "4,096"])
         axis.grid(alpha=0.3)
     for axis in axes[-1]:
         axis.set_xlabel("ranks")
     for row in axes:
         row[0].set_ylabel("ms a reduction")
-    axes[-1][-1].legend(fontsize=7)
+    handles, labels = axes[-1][-1].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=8, ncols=len(labels), loc="lower center")
     figure.suptitle(
         f"Model: {n / 1e6:g} M coordinates (dotted: messages below a packet, not to be believed)", fontsize=10
     )
-    save(figure, picture)
+    save(figure, picture, bottom=0.05)
+
+
+def message_bytes(line: str, n: int, ranks: np.ndarray, per_host: int) -> np.ndarray:
+    """Of the least messages of a line; without end for those that are not of bits."""
+    pieces = {"exchange, flat": ranks, "hierarchical": ranks / per_host}.get(line, np.zeros(len(ranks)))
+    return np.divide(costs.plane_bytes(n), pieces, out=np.full(len(ranks), np.inf), where=pieces > 0)
 
 
 def draw_line(axis, panel: dict, line: str, colour: str, n: int):
     """A line, dotted from where its messages are smaller than a packet."""
     ranks, times = np.array(panel["seconds"]["ranks"]), 1e3 * np.array(panel["seconds"][line])
-    pieces = ranks if line in ("exchange, flat", "hierarchical") else np.ones_like(ranks)  # of a plane
-    whole = costs.plane_bytes(n) / pieces >= PACKET
+    whole = message_bytes(line, n, ranks, panel["ranks_per_host"]) >= PACKET
     axis.plot(ranks[whole], times[whole], color=colour, lw=1.6, label=line)
     rest = ~whole | np.append(~whole[1:], False)
     axis.plot(ranks[rest], times[rest], ":", color=colour, lw=1.6)
 
 
-def save(figure, picture: Path):
-    figure.tight_layout()
+def save(figure, picture: Path, bottom: float = 0.0):
+    figure.tight_layout(rect=(0, bottom, 1, 1))
     figure.savefig(picture, dpi=130)
     plt.close(figure)
     print(picture)
