@@ -14,6 +14,7 @@ RANKS = {
     "test_torch_votes.py": (1, 2, 3, 4),
     "test_torch_training.py": (1, 2, 3, 4),
     "test_torch_transports.py": (1, 2, 3),
+    "test_torch_hierarchy.py": (1, 3, 4),
     "test_torch_faults.py": (1, 3, 5),
     "test_torch_models.py": (1, 3),
     "test_torch_restarts.py": (1, 2, 3),
@@ -21,6 +22,7 @@ RANKS = {
     "test_tensorflow_votes.py": (1, 2, 3, 4),
     "test_keras_training.py": (2, 3, 4),
     "test_keras_statistics.py": (1, 3, 4),
+    "test_keras_restarts.py": (1, 3),
     # In a process of its own, since Horovod for TensorFlow cannot start after Horovod for PyTorch.
     "test_keras_optimizers.py": (1,),
 }

@@ -14,6 +14,8 @@ it then have rank 0's momentum.
 import horovod.torch as hvd
 import torch
 
+from horovod_sign.momenta import of_rank
+
 ALL_RANKS = "horovod_sign_momenta"
 
 
@@ -53,9 +55,7 @@ def of_this_rank(state_dict: dict, process_set) -> dict:
         if place in state_dict:
             state_dict[place] = {key: dict(state) for key, state in state_dict[place].items()}
     for key, state in _holders(state_dict).items():
-        all_momenta = saved["momenta"][key]
-        same = saved["ranks"] == process_set.size()
-        state["momentum_buffer"] = all_momenta[process_set.rank()] if same else all_momenta.mean(0)
+        state["momentum_buffer"] = of_rank(saved["momenta"][key], process_set.rank(), process_set.size())
     return state_dict
 
 

@@ -1,5 +1,6 @@
 """`DistributedOptimizer`: any torch optimizer, stepping by the majority vote of all ranks."""
 
+import os
 import warnings
 import weakref
 from contextlib import contextmanager
@@ -49,6 +50,7 @@ def DistributedOptimizer(
     overlap: bool = True,
     grad_scaler: torch.amp.GradScaler | None = None,
     sparse_as_dense: bool = True,
+    hierarchical: bool = False,
     **unsupported,
 ):
     """Wraps a torch optimizer so that each step is taken by majority vote, while `backward` still runs.
@@ -82,6 +84,10 @@ def DistributedOptimizer(
             step and keeps its momentum, and all scalers take note, so that the scales stay the same. If all ranks
             overflow there is no step (nor, with `abstain=False`, if any rank does).
         sparse_as_dense: Horovod's. Sparse gradients are always voted on as dense ones; what they leave out abstains.
+        hierarchical: each node has one vote, on the mean over its ranks of their gradients, taken in float32 (float64
+            for float64) by Horovod within the node: sign(sum over nodes k of sign(v_k)). Nodes are host names; they may
+            have different numbers of ranks, and still have one vote each. A rank's missing gradients count as zeros in
+            the mean, and a NaN makes its whole node abstain there. Needs `hvd.init(process_sets="dynamic")`.
 
     Returns:
         An optimizer of a subclass of the class of `optimizer`, with Horovod's `synchronize()` and `skip_synchronize()`.
@@ -98,6 +104,10 @@ def DistributedOptimizer(
     error, rule, labels = None, Rule(), {}
     try:
         check_arguments(optimizer, backward_passes_per_step, transport, bucket_cap_mb, grad_scaler, unsupported)
+        if hierarchical and os.environ.get("HOROVOD_ELASTIC") == "1":
+            raise ValueError(
+                "hierarchical=True cannot be used in an elastic job, whose nodes come and go: leave it out"
+            )
         rule = _chosen_rule(optimizer, compression)
         if named_parameters is not None:
             labels = names_by_parameter(named_parameters)
@@ -114,6 +124,7 @@ def DistributedOptimizer(
         early=overlap,
         process_set=process_set,
         grad_scaler=grad_scaler,
+        hierarchical=bool(hierarchical),
     )
     wrapped = _wrap(optimizer, rule) if error is None else None
     votes = Votes(wrapped, options, labels, error)

@@ -10,6 +10,8 @@ import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
 from horovod_sign.torch.buckets import Bucket
+from horovod_sign.torch.hierarchy import vote_of_nodes
+from horovod_sign.torch.nodes import Nodes
 from horovod_sign.voting.collectives import Collectives, Vote
 from horovod_sign.voting.messages import Planes
 from horovod_sign.voting.protocols import PROTOCOLS
@@ -28,10 +30,18 @@ class Pipeline:
         abstain: whether zeros, NaN and ties are 0 or +1.
         passes: backward passes per step.
         name: unique among optimizers, the same on all ranks.
+        nodes: if votes are those of nodes; `collectives` are then of nodes too.
     """
 
     def __init__(
-        self, buckets: list[Bucket], collectives: Collectives, transport: str, abstain: bool, passes: int, name: str
+        self,
+        buckets: list[Bucket],
+        collectives: Collectives,
+        transport: str,
+        abstain: bool,
+        passes: int,
+        name: str,
+        nodes: Nodes | None = None,
     ):
         self.bytes_sent = 0
         self.passes = passes
@@ -39,7 +49,7 @@ class Pipeline:
         self._buckets: list[Bucket] = []
         self._collectives, self._name = collectives, name
         self._protocol = PROTOCOLS[transport]
-        self._abstain = abstain
+        self._abstain, self._nodes = abstain, nodes
         self._bucket_of: dict[torch.Tensor, Bucket] = {}
         self._passes_left: dict[torch.Tensor, int] = {}
         self._waiting: dict[Bucket, int] = {}
@@ -78,6 +88,8 @@ class Pipeline:
 
     def edited(self) -> torch.Tensor | None:
         """A parameter whose gradient was changed by torch after it had been packed in backward, if there is one."""
+        if self._nodes is not None:  # where the mean of the node is put into the gradients
+            return None
         return next((p for p, version in self._arrived_as.items() if _version(p.grad) != version), None)
 
     def reset(self):
@@ -120,7 +132,8 @@ class Pipeline:
         if left > 0 or not self.in_backward:
             return
         bucket = self._bucket_of[p]
-        bucket.arrived(p, self._abstain)
+        if self._nodes is None:
+            bucket.arrived(p, self._abstain)
         self._arrived_as[p] = _version(p.grad)
         self._waiting[bucket] -= 1
         if self._waiting[bucket] == 0 and not self._collectives.blocking:
@@ -129,8 +142,11 @@ class Pipeline:
             vote.poll()
 
     def _start(self, bucket: Bucket):
-        ballot = bucket.pack(self._abstain)
-        protocol = self._protocol(ballot, self._collectives.rank, self._collectives.size, not self._abstain)
+        if self._nodes is None:
+            ballot = bucket.pack(self._abstain)
+            protocol = self._protocol(ballot, self._collectives.rank, self._collectives.size, not self._abstain)
+        else:
+            protocol = vote_of_nodes(self._nodes, bucket, self._protocol, self._abstain)
         self._votes[bucket] = Vote(protocol, self._collectives, f"{self._name}.{bucket.name}")
 
 

@@ -5,12 +5,14 @@ import torch
 
 from horovod_sign.torch import direct
 from horovod_sign.torch.collectives import HorovodCollectives
+from horovod_sign.torch.hierarchy import NodeCollectives
+from horovod_sign.torch.nodes import Nodes
 from horovod_sign.torch.planes import has_kernels
 from horovod_sign.voting.choice import choose
 from horovod_sign.voting.collectives import Collectives
 
 
-def carriers(parameters, options, name: str, agreed: bool) -> tuple[str, Collectives]:
+def carriers(parameters, options, name: str, agreed: bool, nodes: Nodes | None = None) -> tuple[str, Collectives]:
     """The name of the protocol, and what carries its requests. A collective, unless this rank is alone.
 
     Args:
@@ -19,13 +21,17 @@ def carriers(parameters, options, name: str, agreed: bool) -> tuple[str, Collect
         name: unique among optimizers, the same on all ranks.
         agreed: whether all ranks are here. If not, the job is elastic: ranks come and go, and the choice must not hang
             on how many there are.
+        nodes: those that vote, instead of ranks.
     """
-    engine = HorovodCollectives(options.process_set)
+    engine = HorovodCollectives(options.process_set) if nodes is None else NodeCollectives(nodes)
     if options.transport != "auto":
         return options.transport, engine
     if not agreed or engine.size == 1:
         return "exchange", engine
+    coordinates = sum(p.numel() for p in parameters)
+    if nodes is not None:
+        return choose(coordinates, engine.size, options.abstain, can_go_direct=False), engine
     able = torch.tensor([int(all(map(has_kernels, parameters)) and direct.available(options.process_set))])
     able = bool(hvd.allreduce(able, name=f"{name}.able", op=hvd.Min, process_set=options.process_set))
-    way = choose(sum(p.numel() for p in parameters), engine.size, options.abstain, able)
+    way = choose(coordinates, engine.size, options.abstain, able)
     return ("exchange", direct.DirectCollectives(name)) if way == "direct" else (way, engine)

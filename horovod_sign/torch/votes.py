@@ -14,6 +14,7 @@ from horovod_sign.torch.agreement import agree, describe
 from horovod_sign.torch.arguments import check_parameters, trainable
 from horovod_sign.torch.buckets import Bucket, make_buckets
 from horovod_sign.torch.collectives import HorovodCollectives
+from horovod_sign.torch.nodes import find_nodes
 from horovod_sign.torch.pipeline import Pipeline
 from horovod_sign.torch.scaling import Overflow, Scaling
 from horovod_sign.torch.transports import carriers
@@ -42,13 +43,15 @@ class Options:
     early: bool
     process_set: Any
     grad_scaler: torch.amp.GradScaler | None
+    hierarchical: bool
 
     def line(self) -> str:
         """For the agreement of all ranks."""
         scaled = self.grad_scaler is not None and self.grad_scaler.is_enabled()
         return (
             f"{self.kind}, abstain={self.abstain}, transport={self.transport}, {self.passes} passes, buckets of "
-            f"{self.bucket_bytes} bytes, overlap={self.early}, {'a' if scaled else 'no'} grad_scaler"
+            f"{self.bucket_bytes} bytes, overlap={self.early}, {'a' if scaled else 'no'} grad_scaler, "
+            f"hierarchical={self.hierarchical}"
         )
 
 
@@ -74,10 +77,11 @@ class Votes:
         if error is not None:
             raise error
         voted_on = trainable(optimizer, labels)
-        transport, collectives = carriers(voted_on, options, name, self._agreed)
+        nodes = find_nodes(options.process_set) if options.hierarchical else None
+        transport, collectives = carriers(voted_on, options, name, self._agreed, nodes)
         self.monitor = Monitor(collectives.rank, collectives.size)
         self.scaling = Scaling(options.grad_scaler, options.process_set, name)
-        self.pipeline = Pipeline([], collectives, transport, options.abstain, options.passes, name)
+        self.pipeline = Pipeline([], collectives, transport, options.abstain, options.passes, name, nodes)
         self.pipeline.in_backward = options.early and self._agreed and not self.scaling.used
         self._nan_reported, self._edit_reported = False, False
         self._number = 0

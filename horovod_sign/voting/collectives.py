@@ -32,6 +32,12 @@ class Allreduce(NamedTuple):
 Request = Alltoall | Allgather | Allreduce
 
 
+class Within(NamedTuple):
+    """A request among the ranks of one node only, whose bytes cross no network."""
+
+    request: Any
+
+
 class Collectives(Protocol):
     """A library that carries out requests among `size` ranks, of which this is `rank`.
 
@@ -56,8 +62,10 @@ class Collectives(Protocol):
         """Lets a moment pass for requests to go on."""
 
 
-def bytes_sent(request: Request, size: int, rank: int) -> int:
-    """The payload that one rank sends to others for a request, by the bandwidth-optimal (ring) algorithms."""
+def bytes_sent(request: Request | Within, size: int, rank: int) -> int:
+    """The payload that one rank sends over the network for a request, by the bandwidth-optimal (ring) algorithms."""
+    if isinstance(request, Within):
+        return 0
     if isinstance(request, Alltoall):
         return sum(request.lengths) - request.lengths[rank]
     if isinstance(request, Allgather):

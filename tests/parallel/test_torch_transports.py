@@ -10,7 +10,7 @@ import torch_tasks as tasks
 from mpi4py import MPI
 
 import horovod_sign.torch as hvs
-from horovod_sign.torch import direct
+from horovod_sign.torch import direct, nodes
 from horovod_sign.torch.direct import DirectCollectives
 
 hvd.init()
@@ -101,3 +101,10 @@ def test_joined_ranks_are_one_clear_sentence(monkeypatch):
         with pytest.raises(RuntimeError, match=r'called hvd\.join\(\).*transport="counts"'):
             train(optimizer, net, steps=1)
     hvd.join()
+
+
+@needs_two
+def test_nodes_need_dynamic_process_sets(monkeypatch):
+    monkeypatch.setattr(nodes, "host_name", lambda: f"host{hvd.rank()}")
+    with pytest.raises(ValueError, match=r'call hvd.init\(process_sets="dynamic"\)'):
+        wrap(tasks.model(), hierarchical=True)

@@ -1,0 +1,104 @@
+"""Votes of nodes, not of ranks: the ranks of a node average their gradients, and each node has one vote.
+
+What crosses the network is one vote per node, so it costs as much as a vote of so few ranks, and the full-precision
+average stays inside a node, in shared memory or NVLink.
+"""
+
+from collections.abc import Generator
+
+import horovod.torch as hvd
+import numpy as np
+import torch
+
+from horovod_sign.torch.buckets import Bucket
+from horovod_sign.torch.collectives import HorovodCollectives
+from horovod_sign.torch.nodes import Nodes
+from horovod_sign.voting import messages
+from horovod_sign.voting.collectives import Allgather, Request, Within
+
+# What the engine averages as it is; 16-bit gradients are averaged in float32, as is what is not in one piece.
+_FULL_PRECISION = (torch.float32, torch.float64)
+
+
+class NodeCollectives:
+    """`voting.collectives.Collectives` of nodes: a request goes to the first ranks of all nodes, or stays `Within` one.
+
+    Every handle is (the collectives that it is of, their handle).
+    """
+
+    blocking = False
+
+    def __init__(self, nodes: Nodes):
+        self.rank, self.size = nodes.number, nodes.count
+        self._nodes = nodes
+        self._own = HorovodCollectives(nodes.own)
+        self._first = HorovodCollectives(nodes.first) if nodes.leads else None
+
+    def start(self, request: Request | Within, name: str):
+        if not isinstance(request, Within):
+            return self._first, self._first.start(request, name)
+        # First ranks have more requests than others, so the number at the end of a name differs within a node.
+        name = f"{name.rpartition('.')[0]}.node{self.rank}"
+        if isinstance(request.request, Allgather):
+            return self._own, self._own.start(request.request, f"{name}.share")
+        mean = hvd.grouped_allreduce_async_(
+            request.request, name=f"{name}.mean", op=hvd.Average, process_set=self._nodes.own
+        )
+        return None, mean
+
+    def done(self, handle) -> bool:
+        return hvd.poll(handle[1])
+
+    def finish(self, handle):
+        collectives, handle = handle
+        return hvd.synchronize(handle) if collectives is None else collectives.finish(handle)
+
+    def idle(self):
+        self._own.idle()
+
+
+def vote_of_nodes(nodes: Nodes, bucket: Bucket, protocol, abstain: bool) -> Generator:
+    """The protocol of one bucket: mean of gradients within nodes, vote among nodes, decision to all ranks of each.
+
+        vote = sign(sum over nodes k of sign(v_k)),    v_k: of the mean over the ranks of node k of their gradients
+
+    Args:
+        nodes: where this rank is.
+        bucket: whose gradients are averaged, and then packed.
+        protocol: `voting.protocols.exchange` or `counts`, among nodes.
+        abstain: as in `protocol`.
+    """
+    alone = nodes.own.size() == 1
+    if not alone:
+        parameters = [p for p in bucket.parameters if p.requires_grad and p.numel()]
+        means = [_to_be_averaged(p) for p in parameters]
+        if means:
+            yield Within(means)
+        _put_back(parameters, means)
+    ballot = bucket.pack(abstain)
+    decided = (yield from protocol(ballot, nodes.number, nodes.count, not abstain)) if nodes.leads else None
+    if alone:
+        return decided
+    length = len(ballot.sign)
+    message = messages.split(decided, [(0, length)])[0] if nodes.leads else np.empty(0, np.uint8)
+    return messages.parse((yield Within(Allgather(message))), [length])[0]
+
+
+@torch.no_grad()
+def _to_be_averaged(p: torch.Tensor) -> torch.Tensor:
+    """The gradient of `p`, or a copy of it that the engine can average. One that is missing counts as zeros."""
+    if p.grad is None:
+        p.grad = torch.zeros_like(p, memory_format=torch.preserve_format)
+    elif p.grad.is_sparse:
+        p.grad = p.grad.to_dense()
+    g = p.grad
+    if g.dtype in _FULL_PRECISION and g.is_contiguous():
+        return g
+    return g.to(torch.promote_types(g.dtype, torch.float32)).contiguous()
+
+
+@torch.no_grad()
+def _put_back(parameters: list[torch.Tensor], means: list[torch.Tensor]):
+    for p, mean in zip(parameters, means, strict=True):
+        if mean is not p.grad:
+            p.grad.copy_(mean)

@@ -1,0 +1,93 @@
+"""Votes of nodes: the mean of the gradients within a node, one vote per node, the same step on all ranks."""
+
+import horovod.torch as hvd
+import numpy as np
+import pytest
+import torch
+import torch_tasks as tasks
+
+import horovod_sign.torch as hvs
+from horovod_sign.torch import nodes
+
+hvd.init(process_sets="dynamic")
+
+# Node of each rank: nodes of unequal numbers of ranks, one node, and nodes of one rank.
+LAYOUTS = {"unequal": lambda rank: min(rank // 2, 1), "one": lambda rank: 0, "single": lambda rank: rank}
+
+
+def means_by_node(gradients, node_of):
+    """One list of gradients per node."""
+    groups = {}
+    for rank, of_rank in enumerate(gradients):
+        groups.setdefault(node_of(rank), []).append(of_rank)
+    return [[_mean(each) for each in zip(*ranks, strict=True)] for ranks in groups.values()]
+
+
+def _mean(gradients):
+    if all(g is None for g in gradients):
+        return None
+    zeros = np.zeros_like(next(g for g in gradients if g is not None))
+    return np.mean([zeros if g is None else g for g in gradients], axis=0, dtype=np.float64).astype(np.float32)
+
+
+@pytest.fixture(params=LAYOUTS)
+def node_of(request, monkeypatch):
+    monkeypatch.setattr(nodes, "host_name", lambda: f"host{LAYOUTS[request.param](hvd.rank())}")
+    return LAYOUTS[request.param]
+
+
+@pytest.mark.parametrize("abstain", [True, False])
+@pytest.mark.parametrize("transport", ["auto", "exchange", "counts"])
+def test_training_equals_the_simulation(node_of, transport, abstain):
+    """Gradients are small multiples of a power of two, so that their mean does not hang on the order of the sum."""
+    shapes = [(3, 5), (64,), (130,), ()]
+    parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in shapes]
+    optimizer = hvs.DistributedOptimizer(
+        hvs.Signum(parameters, 0.5, momentum=0.5), transport=transport, abstain=abstain, hierarchical=True
+    )
+    simulation = tasks.Simulation(
+        [p.detach().numpy() for p in parameters], len(set(map(node_of, range(hvd.size())))), 0.5, 0.5, abstain=abstain
+    )
+    for step in range(4):
+        everyone = [
+            [
+                np.random.default_rng([step, rank, i]).integers(-2, 3, shape).astype(np.float32) * 12
+                for i, shape in enumerate(shapes)
+            ]
+            for rank in range(hvd.size())
+        ]
+        if step == 2:
+            everyone[-1][1] = None  # counts as zeros
+        optimizer.zero_grad()
+        mine = everyone[hvd.rank()]
+        sum(
+            (p * torch.from_numpy(np.asarray(g))).sum() for p, g in zip(parameters, mine, strict=True) if g is not None
+        ).backward()
+        optimizer.step()
+        simulation.step(means_by_node(everyone, node_of))
+        for p, expected in zip(parameters, simulation.x, strict=True):
+            np.testing.assert_array_equal(p.detach().numpy(), expected)
+
+
+def test_16_bit_and_strided_gradients_are_averaged_in_float32(node_of):
+    """Horovod averages neither bfloat16 nor what is not contiguous."""
+    p = torch.nn.Parameter(torch.zeros(6, 4, dtype=torch.bfloat16).t())
+    optimizer = hvs.DistributedOptimizer(torch.optim.SGD([p], 1.0), hierarchical=True)
+    sign = -1.0 if hvd.rank() == 0 else 1.0
+    p.grad = torch.full((6, 4), sign, dtype=torch.bfloat16).t()
+    optimizer.step()
+    of_nodes = {}
+    for rank in range(hvd.size()):
+        of_nodes.setdefault(node_of(rank), []).append(-1.0 if rank == 0 else 1.0)
+    expected = np.sign(sum(np.sign(np.mean(signs)) for signs in of_nodes.values()))
+    np.testing.assert_array_equal(p.detach().float().numpy(), np.full((4, 6), -expected))
+
+
+@pytest.mark.skipif(hvd.size() < 3, reason="there is no process set of some ranks")
+def test_votes_of_some_ranks_are_refused():
+    some = hvd.add_process_set(list(range(hvd.size() - 1)))
+    if some.included():
+        with pytest.raises(ValueError, match="hierarchical=True is for votes of all ranks: leave process_set out"):
+            hvs.DistributedOptimizer(
+                hvs.SignSGD([torch.nn.Parameter(torch.zeros(3))], 1.0), hierarchical=True, process_set=some
+            )
