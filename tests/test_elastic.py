@@ -43,13 +43,22 @@ def test_votes_over_gloo():
     assert output.count("votes equal the oracle") == 3, output
 
 
-def test_a_worker_dies_and_another_joins(tmp_path):
+WORKERS = {
+    "torch": ["elastic_worker.py"],
+    "keras Signum": ["elastic_keras_worker.py", "Signum"],
+    "keras Adam": ["elastic_keras_worker.py", "Adam"],
+}
+
+
+@pytest.mark.parametrize("worker", WORKERS)
+def test_a_worker_dies_and_another_joins(worker, tmp_path):
+    program, *arguments = WORKERS[worker]
     (tmp_path / "hosts").write_text("localhost:2\n127.0.0.1:1\n")
     discover = tmp_path / "discover.sh"
     discover.write_text(f"#!/bin/sh\ncat {tmp_path}/hosts\n")
     discover.chmod(0o755)
     launch = ["-np", 3, "--min-np", 2, "--max-np", 3, "--host-discovery-script", discover]
-    output = horovodrun(*launch, sys.executable, HERE / "elastic_worker.py", tmp_path)
+    output = horovodrun(*launch, sys.executable, HERE / program, tmp_path, *arguments, seconds=480)
     log = (tmp_path / "log").read_text() if (tmp_path / "log").exists() else ""
     sizes = [int(size) for size in re.findall(r"step \d+ size=(\d)", log)]
     order = [size for i, size in enumerate(sizes) if i == 0 or sizes[i - 1] != size]

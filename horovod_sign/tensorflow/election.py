@@ -7,6 +7,7 @@ however little it carries. A variable starts at a 64-bit word, so padding is ins
 import collections
 import itertools
 import warnings
+import weakref
 from typing import NamedTuple
 
 import horovod.tensorflow as hvd
@@ -31,8 +32,9 @@ _LATE = (
     "{} has a gradient, but had none on any rank in the first step and so was left out of the votes: it will not be "
     "trained; let the first step use it on some rank"
 )
-# Counted within each process set: all its ranks make its elections in the same order, and others make none of them.
+# Counted within each process set: all its ranks begin its elections in the same order, and others none of them.
 _numbers = collections.defaultdict(itertools.count)
+_elections = weakref.WeakSet()
 
 
 class Coordinates(NamedTuple):
@@ -61,8 +63,8 @@ class Momentum(NamedTuple):
 class Election:
     """What is voted on together by the ranks of a process set, step after step.
 
-    The elections of a process set are made in the same order on all its ranks: their number in that order names their
-    Horovod ops.
+    The first votes of the elections of a process set are in the same order on all its ranks: the number in that order
+    names an election's Horovod ops.
 
     Args:
         rule: what each worker votes on.
@@ -72,18 +74,18 @@ class Election:
 
     Attributes:
         counters: what happened in the votes.
+        name: what the names of its Horovod ops begin with; from `prepare` on.
     """
 
     def __init__(self, rule: Rule, process_set=hvd.global_process_set, abstain: bool = True, transport: str = "auto"):
         if transport not in TRANSPORTS:
             raise ValueError(f"transport must be one of {', '.join(map(repr, TRANSPORTS))}, got {transport!r}")
         self.rule, self.abstain = rule, abstain
-        ranks = process_set.process_set_id
-        self.name = f"horovod_sign.tf.{ranks}.{next(_numbers[ranks])}"
         self._process_set, self._transport = process_set, transport
         self.counters = Counters()
         self._missing_everywhere: list[bool] | None = None
         self._warned: set[str] = set()
+        _elections.add(self)
 
     @property
     def rank(self) -> int:
@@ -138,8 +140,15 @@ class Election:
         """Before the first vote: all ranks agree on what is voted on. Which variables have no gradient on any rank."""
         refuse_xla()
         if self._missing_everywhere is None:
+            ranks = self._process_set.process_set_id
+            self.name = f"horovod_sign.tf.{ranks}.{next(_numbers[ranks])}"
             self._missing_everywhere = self._agree(gradients, variables, labels)
         return self._missing_everywhere
+
+    def lapse(self):
+        """Forgets what the ranks have agreed on. What has been traced must be traced again."""
+        self._missing_everywhere = None
+        self.counters.forget_mean()
 
     @staticmethod
     def dense(gradient, variable: Coordinates):
@@ -183,7 +192,9 @@ class Election:
             lines = [
                 f"rule {self.rule}, abstain={self.abstain}, transport={self._transport!r}, {len(variables)} variables"
             ]
-            lines += [f"{label} {v.dtype.name} {v.shape}" for label, v in zip(labels, variables, strict=True)]
+            # By the last of their names: the layers of a loaded model are not called as those of one that was built.
+            names = [label.rsplit("/", 1)[-1] for label in labels]
+            lines += [f"{name} {v.dtype.name} {v.shape}" for name, v in zip(names, variables, strict=True)]
             error = self._invalid(variables, labels)
             missing = np.array([g is None for g in gradients], np.uint8)
             if self.size == 1:
@@ -205,6 +216,13 @@ class Election:
             except ValueError as error:
                 return error
         return None
+
+
+def lapse():
+    """Horovod has been initialised anew, maybe with other ranks: in all elections they agree again before they vote."""
+    _numbers.clear()
+    for election in _elections:
+        election.lapse()
 
 
 def check_agreement(what: str, summary: str, error: Exception | None, process_set):

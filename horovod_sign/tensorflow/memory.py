@@ -10,18 +10,23 @@ from horovod_sign.tensorflow.election import Coordinates, Momentum
 
 
 class OwnMomentum:
-    """Momenta of variables whose optimizer keeps none for them, and how many votes they have seen."""
+    """Momenta of variables whose optimizer keeps none for them.
 
-    def __init__(self, rule: Rule, variables: list[Coordinates]):
+    Attributes:
+        slots: one float32 variable per shape.
+        votes: how many votes they have seen.
+    """
+
+    def __init__(self, rule: Rule, shapes: list[tuple[int, ...]]):
         self._warmup_steps = rule.warmup_steps
         with tf.init_scope():
-            self._slots = [tf.Variable(tf.zeros(v.shape), trainable=False, name="sign_momentum") for v in variables]
-            self._votes = tf.Variable(0, trainable=False, dtype=tf.int64, name="sign_votes")
+            self.slots = [tf.Variable(tf.zeros(shape), trainable=False, name="sign_momentum") for shape in shapes]
+            self.votes = tf.Variable(0, trainable=False, dtype=tf.int64, name="sign_votes")
 
-    def next(self) -> Momentum:
-        """The momentum for the next vote. Counts it."""
-        before = self._votes.assign_add(1) - 1
-        return Momentum(self._slots, before < self._warmup_steps)
+    def next(self, indices) -> Momentum:
+        """The momenta of these variables for the next vote. Counts it."""
+        before = self.votes.assign_add(1) - 1
+        return Momentum([self.slots[i] for i in indices], before < self._warmup_steps)
 
 
 class Sums:

@@ -123,7 +123,7 @@ class _TapeMemory:
     def __init__(self, rule, coordinates, labels, process_set, abstain, transport, passes):
         self._coordinates, self._labels, self._passes = coordinates, labels, passes
         self.election = Election(rule, process_set, abstain, transport)
-        self._momentum = OwnMomentum(rule, coordinates) if rule.has_momentum else None
+        self._momentum = OwnMomentum(rule, [v.shape for v in coordinates]) if rule.has_momentum else None
         self._sums = Sums(coordinates) if passes > 1 else None
         if self._sums:
             with tf.init_scope():
@@ -140,7 +140,7 @@ class _TapeMemory:
         return [None if none else next(votes) for none in absent]
 
     def _elect(self, gradients):
-        momentum = None if self._momentum is None else self._momentum.next()
+        momentum = None if self._momentum is None else self._momentum.next(range(len(self._coordinates)))
         return self.election.vote(gradients, self._coordinates, self._labels, momentum)
 
     def _elect_sums(self, absent):

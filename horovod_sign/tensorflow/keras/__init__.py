@@ -22,10 +22,10 @@ if not keras.__version__.startswith("3.") or keras.backend.backend() != "tensorf
 
 from horovod_sign.tensorflow.broadcast import broadcast_variables
 from horovod_sign.tensorflow.compression import Compression
-from horovod_sign.tensorflow.keras import callbacks
+from horovod_sign.tensorflow.keras import callbacks, elastic
 from horovod_sign.tensorflow.keras.distributed import DistributedOptimizer
 from horovod_sign.tensorflow.keras.optimizers import SignSGD, Signum
-from horovod_sign.tensorflow.keras.saving import load_model
+from horovod_sign.tensorflow.keras.saving import load_model, save_model
 
 __all__ = [
     "Compression",
@@ -34,5 +34,7 @@ __all__ = [
     "Signum",
     "broadcast_variables",
     "callbacks",
+    "elastic",
     "load_model",
+    "save_model",
 ]

@@ -7,16 +7,18 @@ import keras
 import numpy as np
 
 from horovod_sign.statistics import systematic_disagreement
-from horovod_sign.tensorflow.broadcast import broadcast_variables
 from horovod_sign.tensorflow.election import check_agreement
 from horovod_sign.tensorflow.keras.distributed import election_of
+from horovod_sign.tensorflow.keras.momenta import start_alike
+from horovod_sign.tensorflow.keras.saving import save_model
 
 
 class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
     """At the start of training gives all ranks the weights and the optimizer's state of one rank.
 
     So all start alike, from random weights or from a checkpoint that one rank has read. Seeds of random layers are not
-    weights and stay each rank's own.
+    weights and stay each rank's own. So does the momentum that a rank votes by, if it has loaded one (`hvs.load_model`)
+    or has trained; ranks without get the mean of those of the others.
 
     Args:
         root_rank: whose values.
@@ -31,13 +33,7 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         if self._done:
             return
-        optimizer = getattr(self.model, "optimizer", None)
-        variables = list(self.model.weights)
-        if optimizer is not None:
-            if not optimizer.built:
-                optimizer.build(self.model.trainable_variables)
-            variables += optimizer.variables
-        broadcast_variables(variables, self.root_rank, self.process_set)
+        start_alike(self.model, getattr(self.model, "optimizer", None), self.root_rank, self.process_set)
         self._done = True
 
 
@@ -103,6 +99,21 @@ class VoteStatisticsCallback(keras.callbacks.Callback):
         if text is not None and what not in self._warned:
             self._warned.add(what)
             warnings.warn(text, RuntimeWarning, stacklevel=2)
+
+
+class SaveModelCallback(keras.callbacks.Callback):
+    """Saves the model by `hvs.save_model`, with the momenta of all ranks, at the end of each epoch. On all ranks.
+
+    Args:
+        filepath: ends in .keras; may name the epoch and metrics, as in "epoch{epoch:02d}.keras".
+    """
+
+    def __init__(self, filepath):
+        super().__init__()
+        self.filepath = str(filepath)
+
+    def on_epoch_end(self, epoch, logs=None):
+        save_model(self.model, self.filepath.format(epoch=epoch + 1, **(logs or {})))
 
 
 class LearningRateScheduleCallback(keras.callbacks.Callback):

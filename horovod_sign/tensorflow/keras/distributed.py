@@ -96,10 +96,11 @@ def inner_optimizer(optimizer):
 
 def election_of(optimizer) -> Election:
     """What a distributed optimizer votes in."""
-    return _step_of(optimizer).election
+    return step_of(optimizer).election
 
 
-def _step_of(optimizer) -> "_Step":
+def step_of(optimizer) -> "_Step":
+    """What a distributed optimizer does in its steps, and remembers between them."""
     if not is_distributed(optimizer):
         raise TypeError(f"optimizer must be made by hvs.DistributedOptimizer, got {type(optimizer).__name__}")
     if "_horovod_sign_step" not in optimizer.__dict__:
@@ -128,7 +129,7 @@ def _distributed_class(base, options):
     """A subclass of `base` that votes, with the name under which `base` is saved."""
 
     def apply(self, grads, trainable_variables=None):
-        return _step_of(self).apply(grads, trainable_variables)
+        return step_of(self).apply(grads, trainable_variables)
 
     def vote_statistics(self) -> VoteStatistics:
         """What happened in the latest vote, seen from this rank. Waits for the step to end."""
@@ -167,7 +168,7 @@ class _Step:
     def __init__(self, optimizer, base, rule, process_set, abstain, transport):
         self._optimizer, self._base, self._inner = optimizer, base, inner_optimizer(optimizer)
         self._scaled = self._inner is not optimizer
-        self._rule, self._process_set = rule, process_set
+        self._rule, self.process_set = rule, process_set
         self.election = Election(rule, process_set, abstain, transport)
         self._own_momentum = self._sums = None
 
@@ -195,7 +196,7 @@ class _Step:
             op=hvd.Sum,
             name=f"{self.election.name}.finite",
             ignore_name_scope=True,
-            process_set=self._process_set,
+            process_set=self.process_set,
         )
         votes = self._votes(grads, variables, coordinates, labels, absent, scale, ~finite)
         # LossScaleOptimizer leaves a step out, and lowers the scale, when it sees a NaN.
@@ -232,16 +233,34 @@ class _Step:
         return [None if none else next(votes) for none in absent]
 
     def _elect(self, grads, variables, coordinates, labels, abstaining):
-        return self.election.vote(grads, coordinates, labels, self._momentum(variables, coordinates), abstaining)
+        return self.election.vote(grads, coordinates, labels, self._momentum(variables), abstaining)
 
-    def _momentum(self, variables, coordinates):
+    def _momentum(self, variables):
         if not self._rule.has_momentum:
             return None
         if isinstance(self._inner, SignOptimizer):
             return self._inner.momentum_of(variables)
+        return self._remembered().next([self._inner._get_variable_index(v) for v in variables])
+
+    def forget_sums(self):
+        """Drops the gradients that are summed for a vote that is yet to come."""
+        self._sums = None
+
+    def momenta(self) -> tuple[list[tf.Variable], list[tf.Variable], tf.Variable | None]:
+        """This rank's own momenta, the counters kept beside them, and what counts the votes that they have seen."""
+        if not self._rule.has_momentum:
+            return [], [], None
+        if isinstance(self._inner, SignOptimizer):
+            slots = self._inner.momentum_of(self._inner._trainable_variables).slots
+            return slots, [], self._inner.iterations.value
+        own = self._remembered()
+        return own.slots, [own.votes], own.votes
+
+    def _remembered(self) -> OwnMomentum:
         if self._own_momentum is None:
-            self._own_momentum = OwnMomentum(self._rule, coordinates)
-        return self._own_momentum.next()
+            shapes = [tuple(v.shape) for v in self._inner._trainable_variables]
+            self._own_momentum = OwnMomentum(self._rule, shapes)
+        return self._own_momentum
 
     def _take(self, votes, variables, scale):
         """The base class's step, which first divides by `scale`."""

@@ -1,30 +1,121 @@
-"""Loading a model that was trained here: its optimizer is saved as the class it wraps, and wrapped again."""
+"""Checkpoints: every rank has a momentum of its own, and a checkpoint is one file.
 
+    hvs.save_model(model, "model.keras")                    # on all ranks; rank 0 writes
+    ...
+    model = hvs.load_model("model.keras")                   # on all ranks
+    model.fit(..., initial_epoch=epoch)
+
+On as many ranks as saved it, each gets its own momentum back, bit for bit. On another number of ranks, each starts
+from the mean of the saved momenta. What rank 0 saved alone by `model.save` loads too: all ranks that load it then have
+rank 0's momentum. Keras loads either file without this package, as a model whose optimizer has rank 0's momentum.
+"""
+
+import io
+import os
+import zipfile
+from pathlib import Path
+
+import horovod.tensorflow as hvd
 import keras
+import numpy as np
 
 from horovod_sign.tensorflow.keras.distributed import DistributedOptimizer
+from horovod_sign.tensorflow.keras.momenta import Momenta
+
+# Beside Keras's own files in its archive. Keras does not mind.
+_ALL_RANKS = "horovod_sign_momenta.npz"
+
+
+def save_model(model: keras.Model, filepath):
+    """Saves a model with its distributed optimizer, and the momenta of all ranks, in one file in Keras's format.
+
+    A collective of the ranks that vote; the first of them writes, and replaces an older file only when all is written.
+    It holds M times the momentum for it, M the number of ranks. Gradients that are summed for a later vote
+    (`gradient_accumulation_steps`) are not saved: save when a vote is done.
+
+    Args:
+        model: compiled with an optimizer made by `DistributedOptimizer`.
+        filepath: ends in .keras; of rank 0.
+
+    Raises:
+        ValueError: the name does not end in .keras, or the model is not compiled.
+        TypeError: the optimizer is not distributed.
+        OSError: the file could not be written. On all ranks.
+    """
+    path = Path(filepath)
+    if path.suffix != ".keras":
+        raise ValueError(f"hvs.save_model writes Keras's format: end the name in .keras, got {path.name!r}")
+    optimizer = _optimizer(model, "save_model needs a compiled model: call model.compile first")
+    if not optimizer.built:
+        optimizer.build(model.trainable_variables)
+    own = Momenta(optimizer)
+    gathered, process_set = own.gather(), own.process_set
+    error = _write(model, path, gathered) if process_set.rank() == 0 else None
+    root = process_set.ranks[0] if process_set.ranks else 0
+    error = hvd.broadcast_object(error, root, name="horovod_sign.tf.save_model", process_set=process_set)
+    if error is not None:
+        raise OSError(error)
 
 
 def load_model(filepath, custom_objects: dict | None = None, compile: bool = True, **options) -> keras.Model:
     """As `keras.saving.load_model`, and the optimizer of the loaded model is distributed again.
 
-    The optimizer's state is what was saved. Each worker's momentum for votes around another optimizer
-    (`Compression.signum`) is not saved and starts at zero.
+    From a file of `save_model`, each rank gets its own momentum back, or the mean of all on another number of ranks.
+    From a file of `model.save`, the optimizer's state is what was saved; a momentum for votes around another optimizer
+    (`Compression.signum`) is not in it and starts at zero.
 
     Args:
         filepath, custom_objects, compile: as in Keras; `safe_mode` may be among the options.
-        **options: of `DistributedOptimizer`.
+        **options: of `DistributedOptimizer`, the same as when the model was saved.
 
     Raises:
-        ValueError: the model was saved without an optimizer.
+        ValueError: the model was saved without an optimizer; it was saved with momenta for `Compression.signum`, which
+            is not among the options.
     """
     keras_options = {"safe_mode": options.pop("safe_mode")} if "safe_mode" in options else {}
     model = keras.saving.load_model(filepath, custom_objects=custom_objects, compile=compile, **keras_options)
     if not compile:
         return model
-    if getattr(model, "optimizer", None) is None:
-        raise ValueError(
-            f"{filepath} holds no optimizer: compile the model before saving it, or load with compile=False"
-        )
-    DistributedOptimizer(model.optimizer, **options)
+    why = f"{filepath} holds no optimizer: compile the model before saving it, or load with compile=False"
+    DistributedOptimizer(_optimizer(model, why), **options)
+    gathered = _read(filepath)
+    if gathered:
+        own = Momenta(model.optimizer)
+        if len(own.slots) != sum(key.startswith("momentum") for key in gathered):
+            raise ValueError(
+                f"{filepath} holds momenta that the loaded optimizer does not vote by: give load_model the compression="
+                "that the optimizer had"
+            )
+        own.take(gathered)
     return model
+
+
+def _optimizer(model, why: str):
+    if getattr(model, "optimizer", None) is None:
+        raise ValueError(why)
+    return model.optimizer
+
+
+def _write(model, path: Path, gathered: dict) -> str | None:
+    """Writes the file; what went wrong, if anything."""
+    partial = path.with_name(f".{path.stem}.partial.keras")
+    try:
+        model.save(partial)
+        with zipfile.ZipFile(partial, "a") as archive, archive.open(_ALL_RANKS, "w", force_zip64=True) as file:
+            np.savez(file, **gathered)
+        os.replace(partial, path)
+    except Exception as error:  # the other ranks wait for the outcome
+        partial.unlink(missing_ok=True)
+        return f"hvs.save_model could not write {path}: {error}"
+    return None
+
+
+def _read(filepath) -> dict[str, np.ndarray]:
+    """The momenta of all ranks in a file; none in one that `model.save` wrote."""
+    if not zipfile.is_zipfile(filepath):
+        return {}
+    with zipfile.ZipFile(filepath) as archive:
+        if _ALL_RANKS not in archive.namelist():
+            return {}
+        with np.load(io.BytesIO(archive.read(_ALL_RANKS))) as saved:
+            return dict(saved)

@@ -1,0 +1,155 @@
+"""Elastic Horovod: ranks come and go, and votes go on among those that are there.
+
+    state = hvs.elastic.KerasState(model, epoch=0)      # instead of Horovod's, which does not work with Keras 3
+
+    @hvs.elastic.run                                    # instead of hvd.elastic.run
+    def train(state):
+        model.fit(..., initial_epoch=state.epoch, callbacks=[hvs.elastic.CommitStateCallback(state), ...])
+
+After a reset the votes are among the new ranks. Each rank that was there before keeps its own momentum (after a
+failure, that of its last commit); one that joins starts from the mean of theirs, and with rank 0's parameters.
+"""
+
+import functools
+from contextlib import contextmanager
+
+import horovod.tensorflow as hvd
+import horovod.tensorflow.elastic
+import keras
+import tensorflow as tf
+from horovod.common.elastic import ObjectState
+from horovod.common.exceptions import HorovodInternalError
+
+from horovod_sign.tensorflow.election import lapse
+from horovod_sign.tensorflow.keras.distributed import is_distributed, step_of
+from horovod_sign.tensorflow.keras.momenta import Momenta, start_alike
+
+
+def run(func):
+    """Horovod's `elastic.run`, which by itself takes a failed alltoall for the end of the job.
+
+    Args:
+        func: the training, a function of a state and whatever else. A step that a `tf.function` of yours traces must be
+            made inside of it: what has been traced is for the ranks of that time.
+    """
+
+    @functools.wraps(func)
+    def training(state, *args, **kwargs):
+        with _failures():
+            return func(state, *args, **kwargs)
+
+    return horovod.tensorflow.elastic.run(training)
+
+
+class KerasState(ObjectState):
+    """The state of a Keras 3 model and its optimizer, and other values, for `run`.
+
+    Args:
+        model: built, and compiled unless there is an `optimizer`.
+        optimizer: default: the model's.
+        kwargs: values that all ranks have alike, as attributes of the state: `state.epoch`.
+
+    Raises:
+        ValueError: the model is not built, or there is no optimizer.
+    """
+
+    def __init__(self, model: keras.Model, optimizer=None, **kwargs):
+        if not model.built:
+            raise ValueError("the model has no variables yet: give it an Input, or call model.build, before KerasState")
+        self.model, self.optimizer = model, optimizer or getattr(model, "optimizer", None)
+        if self.optimizer is None:
+            raise ValueError("KerasState needs an optimizer: call model.compile first, or give it one")
+        if not self.optimizer.built:
+            self.optimizer.build(model.trainable_variables)
+        self._save_variables()
+
+        def broadcast(value):
+            return hvd.broadcast_object(value, name="horovod_sign.tf.elastic")
+
+        super().__init__(bcast_object=broadcast, get_rank=hvd.rank, **kwargs)
+
+    def save(self):
+        """Remembers the present state, for `restore`."""
+        self._save_variables()
+        super().save()
+
+    def restore(self):
+        """Goes back to what was saved last: this rank's own momentum, too."""
+        for variable, saved in zip(self._variables(), self._saved, strict=True):
+            variable.assign(saved)
+        super().restore()
+
+    def sync(self):
+        """Gives all ranks rank 0's state, except that momenta stay with their ranks."""
+        with _failures():
+            start_alike(self.model, self.optimizer, root_rank=0)
+            super().sync()
+        self._save_variables()
+
+    def reset(self):
+        """Horovod has been initialised anew: what was under way is void, and all agree again at the next vote."""
+        lapse()
+        if is_distributed(self.optimizer):
+            step_of(self.optimizer).forget_sums()
+        if getattr(self.model, "optimizer", None) is not None:
+            self.model.make_train_function(force=True)
+
+    def _variables(self) -> list:
+        variables = [*self.model.weights, *self.optimizer.variables]
+        if is_distributed(self.optimizer):
+            own = Momenta(self.optimizer)
+            known = {id(v.value) for v in variables}
+            variables += [v for v in (*own.slots, *own.counters) if id(v) not in known]
+        return variables
+
+    def _save_variables(self):
+        self._saved = [tf.identity(v) for v in self._variables()]
+
+
+class CommitStateCallback(keras.callbacks.Callback):
+    """Commits the state after so many batches, and at the end of each epoch. Put it last in the list of callbacks.
+
+    Args:
+        state: a `KerasState`.
+        batches_per_commit: a commit copies all variables, and a failure costs the batches since the last one.
+    """
+
+    def __init__(self, state: KerasState, batches_per_commit: int = 1):
+        super().__init__()
+        self.state, self.batches_per_commit = state, batches_per_commit
+
+    def on_train_begin(self, logs=None):
+        self._batches = 0  # also after a reset, so that all ranks commit together
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._batches += 1
+        if self._batches % self.batches_per_commit == 0:
+            self.state.commit()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.state.commit()
+
+
+class UpdateEpochStateCallback(keras.callbacks.Callback):
+    """Keeps `state.epoch`, the number of epochs that are done: give it to `model.fit` as `initial_epoch`.
+
+    Put it before `CommitStateCallback` in the list.
+    """
+
+    def __init__(self, state: KerasState):
+        super().__init__()
+        self.state = state
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.state.epoch = epoch + 1
+
+
+@contextmanager
+def _failures():
+    """Inside, a Horovod op that fails because a rank is gone raises what elastic Horovod expects."""
+    try:
+        yield
+    except (tf.errors.UnknownError, tf.errors.AbortedError) as error:
+        if "Horovod" in str(error):
+            raise HorovodInternalError(str(error)) from error
+        raise
