@@ -35,14 +35,14 @@ class NodeCollectives:
         self._first = HorovodCollectives(nodes.first) if nodes.leads else None
 
     def start(self, request: Request | Within, name: str):
+        # Ranks do not all have the same requests, so names are not numbered; a vote has one request of each kind.
+        name = name.rpartition(".")[0]
         if not isinstance(request, Within):
-            return self._first, self._first.start(request, name)
-        # First ranks have more requests than others, so the number at the end of a name differs within a node.
-        name = f"{name.rpartition('.')[0]}.node{self.rank}"
+            return self._first, self._first.start(request, f"{name}.{type(request).__name__}")
         if isinstance(request.request, Allgather):
-            return self._own, self._own.start(request.request, f"{name}.share")
+            return self._own, self._own.start(request.request, f"{name}.node{self.rank}.share")
         mean = hvd.grouped_allreduce_async_(
-            request.request, name=f"{name}.mean", op=hvd.Average, process_set=self._nodes.own
+            request.request, name=f"{name}.node{self.rank}.mean", op=hvd.Average, process_set=self._nodes.own
         )
         return None, mean
 

@@ -85,7 +85,7 @@ def test_16_bit_and_strided_gradients_are_averaged_in_float32(node_of):
 
 @pytest.mark.skipif(hvd.size() < 3, reason="there is no process set of some ranks")
 def test_votes_of_some_ranks_are_refused():
-    some = hvd.add_process_set(list(range(hvd.size() - 1)))
+    some = hvd.add_process_set(list(range(1, hvd.size())))
     if some.included():
         with pytest.raises(ValueError, match="hierarchical=True is for votes of all ranks: leave process_set out"):
             hvs.DistributedOptimizer(
