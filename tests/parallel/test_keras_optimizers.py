@@ -122,6 +122,14 @@ ERRORS = {
     "horovod's argument": (lambda: hvs.DistributedOptimizer(hvs.SignSGD(0.1), op=hvd.Sum), "has no op"),
     "transport": (lambda: hvs.DistributedOptimizer(hvs.SignSGD(0.1), transport="pigeon"), "transport must be"),
     "passes": (lambda: hvs.DistributedOptimizer(hvs.SignSGD(0.1), backward_passes_per_step=0), "at least 1"),
+    "elastic, not built": (
+        lambda: hvs.elastic.KerasState(keras.Sequential([keras.layers.Dense(1)])),
+        "no variables yet",
+    ),
+    "elastic, not compiled": (
+        lambda: hvs.elastic.KerasState(keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])),
+        "call model.compile first",
+    ),
     "not an optimizer": (lambda: hvs.DistributedOptimizer("adam"), "Keras 3 optimizer"),
     "integers": (
         lambda: hvs.DistributedOptimizer(hvs.SignSGD(0.1)).apply([tf.constant([1])], [keras.Variable([1.0])]),
