@@ -2,6 +2,9 @@
 
 The model has the 161 parameters of ResNet-50 (25.6 million coordinates), last first, and its backward does nothing but
 write each gradient, so what is measured is what the optimizer adds: communication and update, less what overlaps.
+With --coordinates 1e5 it is a small model of 10 parameters, where what an op costs by itself is all that counts:
+
+    mpirun -np 4 python step.py --coordinates 1e5 --methods float32 signsgd signsgd_exchange signsgd_counts
 """
 
 import argparse
@@ -18,7 +21,8 @@ LR = 0.01
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="default: all")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=USUAL, help=f"default: {USUAL}")
+    parser.add_argument("--coordinates", type=float, help="of a model of 10 equal parameters; default: ResNet-50")
     parser.add_argument("--rounds", type=int, default=9, help="default: 9")
     parser.add_argument("--pause-ms", type=float, default=0.0, help="time that backward takes beside; default: 0")
     parser.add_argument("--rate", default="unshaped", help="what the links are shaped to, for the record")
@@ -105,9 +109,15 @@ METHODS = {
     "float16": _horovod(compression=hvd.Compression.fp16),
     "byte_allgather": ByteAllgather,
     "signsgd": _ours(hvs.SignSGD),
+    "signsgd_exchange": _ours(hvs.SignSGD, transport="exchange"),
+    "signsgd_counts": _ours(hvs.SignSGD, transport="counts"),
     "signsgd_one_bit": _ours(hvs.SignSGD, abstain=False),
     "signum_one_bit": _ours(hvs.Signum, abstain=False),
 }
+
+
+# The others only differ from signsgd in small models.
+USUAL = [name for name in METHODS if name not in ("signsgd_exchange", "signsgd_counts")]
 
 
 def main():
@@ -115,7 +125,8 @@ def main():
     hvd.init()
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(hvd.rank())
-    gradients = [torch.randn(n, generator=generator) for n in resnet50_sizes()]
+    sizes = [int(args.coordinates / 10)] * 10 if args.coordinates else resnet50_sizes()
+    gradients = [torch.randn(n, generator=generator) for n in sizes]
     names = ["backward", *(name for name in args.methods if name != "backward")]
     trainers = {name: Trainer(METHODS[name], gradients) for name in names}
     results = side_by_side({name: each.step for name, each in trainers.items()}, args.rounds)
@@ -130,13 +141,13 @@ def show(records: list[dict]):
     alone = records[0]["ms"]
     base = next((r["ms"] - alone for r in records if r["method"] == "float32"), float("nan"))
     print(
-        f"training step, {records[0]['coordinates'] / 1e6:.1f} M coordinates, {records[0]['ranks']} ranks, "
+        f"training step, {records[0]['coordinates'] / 1e6:.3g} M coordinates, {records[0]['ranks']} ranks, "
         f"{records[0]['rate']}; backward alone {alone:.1f} ms; what each adds to it:"
     )
     for r in records[1:]:
         added, (low, high) = r["ms"] - alone, (q - alone for q in r["ms_quartiles"])
         print(
-            f"  {r['method']:16} {added:9.1f} ms ({low:.1f} to {high:.1f})  {base / added:6.1f} x less than float32"
+            f"  {r['method']:16} {added:9.2f} ms ({low:.2f} to {high:.2f})  {base / added:6.1f} x less than float32"
             f"  {r['bytes'] / 1e6:8.2f} MB sent",
             flush=True,
         )
