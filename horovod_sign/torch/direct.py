@@ -90,8 +90,10 @@ class DirectCollectives(MpiCollectives):
                 if hvd.poll(self._question):
                     self._conclude()
                     start = time.monotonic()
-            # Other ranks may wait for this processor.
-            time.sleep(1e-3 if waited > 0.1 else 0.0)
+            if waited > 0.1:
+                time.sleep(1e-3)
+            else:
+                os.sched_yield()  # other ranks may wait for this processor; to sleep takes 60 microseconds at least
 
     def _ask(self):
         if self._question is None:
