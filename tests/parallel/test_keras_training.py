@@ -13,8 +13,8 @@ import horovod_sign.tensorflow.keras as hvs
 from horovod_sign.tensorflow import DistributedGradientTape
 
 # Here and not beside the votes: Horovod's frameworks share one table of process sets, and PyTorch's would take it over.
-PAIR = hvd.ProcessSet([0, 1])
-hvd.init(process_sets=[PAIR] if MPI.COMM_WORLD.size > 2 else None)
+PAIR, OTHERS = hvd.ProcessSet([0, 1]), hvd.ProcessSet(range(2, MPI.COMM_WORLD.size))
+hvd.init(process_sets=[PAIR, OTHERS] if MPI.COMM_WORLD.size > 2 else None)
 RANK, SIZE = hvd.rank(), hvd.size()
 SGD, Adam, Scaled = keras.optimizers.SGD, keras.optimizers.Adam, keras.optimizers.LossScaleOptimizer
 
@@ -133,6 +133,69 @@ def test_overflow_abstains_in_the_one_bit_vote_too():
     np.testing.assert_array_equal(x.numpy(), [1.0, 1.0])
 
 
+def stepper(optimizer, x):
+    """A traced step on one gradient."""
+    return tf.function(lambda g: optimizer.apply([g], [x]))
+
+
+@pytest.mark.parametrize("kind", ["SignSGD", "Signum"])
+def test_nan_and_inf_gradients_of_one_rank(kind):
+    """NaN abstains and is counted, an infinity has its sign, neither enters a momentum."""
+    optimizer = wrap(hvs.Signum(1.0, 0.5) if kind == "Signum" else hvs.SignSGD(1.0))
+    x = keras.Variable(np.zeros(40, np.float32))
+    step, random, broken = stepper(optimizer, x), np.random.default_rng(11), RANK == SIZE - 1
+    expected, m, counted = np.zeros(40), np.zeros((SIZE, 40), np.float32), []
+    for number in range(4):
+        g = random.standard_normal((SIZE, 40)).astype(np.float32)
+        g[-1, number : number + 3] = [np.nan, np.inf, -np.inf]
+        step(tf.constant(g[RANK]))
+        finite = np.isfinite(g)
+        m = np.where(finite, m / 2 + np.where(finite, g, 0) / 2, m)
+        expected -= oracle.vote(np.where(finite, m, g) if kind == "Signum" else g)
+        counted.append(optimizer.vote_statistics().nans)
+    np.testing.assert_array_equal(x.numpy(), expected)
+    assert counted == [broken] * 4 and optimizer.vote_statistics().total_nans == 4 * broken
+
+
+HOSTILE = {
+    "flipped": lambda g: -g,
+    "random": lambda g: tf.random.normal(g.shape),
+    "constant": tf.ones_like,
+    "silent": tf.zeros_like,
+    "nan": lambda g: tf.fill(g.shape, np.nan),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_just_under_half_of_the_ranks_are_hostile(kind):
+    """A linear regression is learnt all the same."""
+    hostile = RANK >= SIZE - (SIZE - 1) // 2
+    truth = np.random.default_rng(7).standard_normal((20, 1)).astype(np.float32)
+    w, random = keras.Variable(np.zeros((20, 1), np.float32)), np.random.default_rng([8, RANK])
+    optimizer = wrap(hvs.Signum(0.05))
+    step = stepper(optimizer, w)
+    for number in range(120):
+        optimizer.learning_rate = 0.05 * (1 - number / 120)  # signs do not shrink near the optimum
+        x = random.standard_normal((64, 20)).astype(np.float32)
+        g = tf.constant(2 / 64 * x.T @ (x @ (w.numpy() - truth)))
+        step(HOSTILE[kind](g) if hostile else g)
+    tasks.assert_replicas_identical([w.numpy()])
+    assert np.linalg.norm(w.numpy() - truth) < 0.1 * np.linalg.norm(truth)
+
+
+def test_joined_ranks_abstain_with_counts():
+    """Uneven data: rank r has r + 1 steps and then joins, so in the end the last rank votes alone."""
+    of_all = [oracle.gradients(rank, 100, np.float32) for rank in range(SIZE)]
+    x, values = keras.Variable(np.zeros(100, np.float32)), []
+    step = stepper(wrap(hvs.SignSGD(1.0), transport="counts"), x)
+    for _ in range(1 + RANK):
+        step(tf.constant(of_all[RANK]))
+        values.append(x.numpy())
+    hvd.join()
+    votes = [oracle.vote(of_all[number:]) for number in range(1 + RANK)]
+    np.testing.assert_array_equal(values, -np.cumsum(votes, 0))
+
+
 @pytest.mark.parametrize("in_graph", [True, False], ids=["graph", "eager"])
 def test_missing_and_sparse_gradients(in_graph):
     optimizer = wrap(hvs.SignSGD(1.0))
@@ -169,21 +232,38 @@ def test_loss_scaling_around_a_distributed_optimizer_is_refused():
         Scaled(wrap(SGD(0.01)))
 
 
-def test_different_variables_are_an_error_on_all_ranks():
+@pytest.mark.parametrize("what", ["shape", "number", "order", "dtype", "options"])
+def test_different_variables_are_an_error_on_all_ranks(what):
     if SIZE == 1:
         pytest.skip("one rank agrees with itself")
-    x = keras.Variable(np.zeros(3 + (RANK == 1)))
-    with pytest.raises(ValueError, match="all ranks must bring the same coordinates"):
-        wrap(hvs.SignSGD(1.0)).apply([tf.ones(x.shape)], [x])
+    odd = RANK == SIZE - 1
+    shapes, dtype = {"v0": (3, 4), "v1": (5,)}, "float64" if odd and what == "dtype" else "float32"
+    if odd and what == "shape":
+        shapes["v1"] = (6,)
+    if odd and what == "number":
+        shapes["v2"] = (7,)
+    names = sorted(shapes, reverse=bool(odd and what == "order"))
+    variables = [keras.Variable(np.zeros(shapes[name]), dtype=dtype, name=name) for name in names]
+    optimizer = wrap(hvs.SignSGD(1.0), abstain=not (odd and what == "options"))
+    brought = {
+        "shape": r"v1 float32 \(6,\)",
+        "number": "3 variables",
+        "order": r"2 variables\nv1 .*\nv0 ",
+        "dtype": "v0 float64",
+        "options": "abstain=False",
+    }
+    with pytest.raises(ValueError, match=rf"(?s)all ranks must bring the same.* rank {SIZE - 1}: .*{brought[what]}"):
+        optimizer.apply([tf.ones(v.shape, v.dtype) for v in variables], variables)
 
 
-def test_process_set():
+def test_process_sets():
     if SIZE < 3:
         pytest.skip("a set of two ranks needs a third")
-    if RANK < 2:
-        y = keras.Variable([0.0, 0.0])
-        apply_to(wrap(hvs.SignSGD(1.0), process_set=PAIR), [y], [tf.constant([1.0, 1.0 - 2.0 * RANK])])
-        np.testing.assert_array_equal(y.numpy(), [-1.0, 0.0])
+    mine = PAIR if RANK < 2 else OTHERS  # both vote at once, each on its own
+    of_set = [oracle.gradients(rank, 500, np.float32) for rank in mine.ranks]
+    y = keras.Variable(np.zeros(500, np.float32))
+    apply_to(wrap(hvs.SignSGD(1.0), process_set=mine), [y], [tf.constant(of_set[mine.rank()])])
+    np.testing.assert_array_equal(y.numpy(), -oracle.vote(of_set))
     x = tf.Variable([1.0, -1.0, float(RANK) - 0.5, 0.0])
 
     def gradient():

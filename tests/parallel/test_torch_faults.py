@@ -267,7 +267,7 @@ def test_joined_ranks_abstain_with_counts():
 @needs_two
 def test_joined_ranks_and_the_exchange_are_one_clear_sentence():
     p = torch.nn.Parameter(torch.zeros(1000))
-    optimizer = hvs.DistributedOptimizer(hvs.SignSGD([p], 1.0))
+    optimizer = hvs.DistributedOptimizer(hvs.SignSGD([p], 1.0), transport="exchange")
     if hvd.rank() > 0:
         with pytest.raises(RuntimeError, match=r'called hvd\.join\(\).*transport="counts"'):
             (p.sum() * 1.0).backward()
