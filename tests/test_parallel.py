@@ -20,6 +20,7 @@ RANKS = {
     "test_torch_restarts.py": (1, 2, 3),
     "test_statistics.py": (1, 5),
     "test_tensorflow_votes.py": (1, 2, 3, 4),
+    "test_keras_models.py": (3,),
     "test_keras_training.py": (2, 3, 4),
     "test_keras_statistics.py": (1, 3, 4),
     "test_keras_restarts.py": (1, 3),

@@ -46,7 +46,10 @@ bytes)
   done
   ;;
 down)
-  for h in $(hosts); do ip netns del "$h"; done
+  for h in $(hosts); do
+    ip link del "e${h#h}" 2>/dev/null || true # a namespace takes its links away only some time after it is gone
+    ip netns del "$h"
+  done
   ip link del hsbr 2>/dev/null || true
   ;;
 h[0-9]*) # called by mpirun as its ssh agent: HOST COMMAND...
