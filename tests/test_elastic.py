@@ -2,12 +2,11 @@
 
 import os
 import re
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from launching import launch
 
 HERE = Path(__file__).resolve().parent
 HOROVODRUN = Path(sys.executable).with_name("horovodrun")
@@ -26,15 +25,7 @@ def horovodrun(*arguments, seconds: int = 240) -> str:
         "HOROVOD_GLOO_TIMEOUT_SECONDS": "20",
     }
     command = [HOROVODRUN, "--gloo", "--network-interface", "lo", *map(str, arguments)]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, env=environment
-    ) as process:
-        try:
-            output, _ = process.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            output, _ = process.communicate()
-            output += f"\n(killed after {seconds} s)"
+    _, output = launch(command, seconds, env=environment)
     return output
 
 
@@ -57,8 +48,8 @@ def test_a_worker_dies_and_another_joins(worker, tmp_path):
     discover = tmp_path / "discover.sh"
     discover.write_text(f"#!/bin/sh\ncat {tmp_path}/hosts\n")
     discover.chmod(0o755)
-    launch = ["-np", 3, "--min-np", 2, "--max-np", 3, "--host-discovery-script", discover]
-    output = horovodrun(*launch, sys.executable, HERE / program, tmp_path, *arguments, seconds=480)
+    options = ["-np", 3, "--min-np", 2, "--max-np", 3, "--host-discovery-script", discover]
+    output = horovodrun(*options, sys.executable, HERE / program, tmp_path, *arguments, seconds=480)
     log = (tmp_path / "log").read_text() if (tmp_path / "log").exists() else ""
     sizes = [int(size) for size in re.findall(r"step \d+ size=(\d)", log)]
     order = [size for i, size in enumerate(sizes) if i == 0 or sizes[i - 1] != size]
