@@ -1,7 +1,8 @@
 """What `transport="auto"` means: the way of voting that a step waits for least, by a model of what each costs.
 
 A step waits for an op of Horovod's engine, however little it carries, about `OP_SECONDS` (one round of the engine's
-thread, in which all ranks agree on what is ready); and for bytes at `BYTES_PER_SECOND`, a slow network's, since on a
+thread, in which all ranks agree on what is ready; 0.8 ms is what `examples/benchmarks/scale.py` fits to measurements
+with 2 to 8 ranks); and for bytes at `BYTES_PER_SECOND`, a slow network's, since on a
 faster one all ways are closer to each other. With B the bytes of `costs`:
 
     exchange    2 OP + B_exchange / RATE       two ops
@@ -15,7 +16,7 @@ others only what they cost beyond the exchange: the model asks whether leaving o
 from horovod_sign.algebra import counts_bits
 from horovod_sign.voting import costs
 
-OP_SECONDS = 1.5e-3
+OP_SECONDS = 0.8e-3
 BYTES_PER_SECOND = 125e6
 
 
