@@ -26,7 +26,7 @@ from horovod_sign.voting.messages import Planes
 from horovod_sign.voting.protocols import PROTOCOLS, TRANSPORTS
 
 # Coordinates per bucket: few Horovod ops, and one bucket is packed or unpacked while another is on its way.
-BUCKET = 2**23
+BUCKET = 2**24
 
 _LATE = (
     "{} has a gradient, but had none on any rank in the first step and so was left out of the votes: it will not be "
