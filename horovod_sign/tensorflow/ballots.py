@@ -1,6 +1,7 @@
 """Ballots of many variables at once: one compiled function packs all of them, one unpacks all votes."""
 
 import functools
+import math
 
 import numpy as np
 import tensorflow as tf
@@ -87,7 +88,7 @@ def unpacker(layout, abstain):
     def unpack(sign, nonzero):
         votes, at = [], 0
         for shape, dtype in layout:
-            stop = at + (_count(shape) + 63) // 64 * 8
+            stop = at + (math.prod(shape) + 63) // 64 * 8
             votes.append(bit.to_votes(sign[at:stop], nonzero[at:stop] if abstain else None, dtype))
             at = stop
         return votes
@@ -95,10 +96,6 @@ def unpacker(layout, abstain):
     def shaped(sign, nonzero):
         # Outside of XLA, whose loops these shapes would break up; in a graph they cost nothing: no memory is copied.
         votes = zip(unpack(sign, nonzero), layout, strict=True)
-        return [tf.reshape(tf.reshape(v, [-1])[: _count(shape)], shape) for v, (shape, _) in votes]
+        return [tf.reshape(tf.reshape(v, [-1])[: math.prod(shape)], shape) for v, (shape, _) in votes]
 
     return tf.function(shaped, autograph=False)
-
-
-def _count(shape):
-    return int(np.prod(shape, dtype=np.int64))

@@ -27,7 +27,7 @@ _JOINED = (
 
 def available(process_set) -> bool:
     """Whether mpi4py reaches the ranks of `process_set`, by the MPI library that Horovod uses, from any thread."""
-    if os.environ.get("HOROVOD_ELASTIC") == "1" or not hvd.mpi_enabled() or process_set.size() != hvd.size():
+    if not hvd.mpi_enabled() or process_set.size() != hvd.size():
         return False
     MPI = _mpi()
     if MPI is None or not MPI.Is_initialized() or MPI.Query_thread() != MPI.THREAD_MULTIPLE:
