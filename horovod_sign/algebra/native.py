@@ -143,6 +143,15 @@ class Segments:
         other._point(pointers)
         return other
 
+    def subset(self, indices, pointers):
+        """The layout of some of the tensors, in the same plane, over other memory: one address for each of them."""
+        other = object.__new__(Segments)
+        other.lengths, other.offsets = self.lengths[indices], self.offsets[indices]
+        other.plane_bytes, other.coordinates, other.k = self.plane_bytes, int(other.lengths.sum()), len(indices)
+        other._lengths, other._offsets = address(other.lengths), address(other.offsets)
+        other._point(pointers)
+        return other
+
 
 def dtype_code(dtype):
     """The kernels' number of an element type: its name, its NumPy dtype, or the number itself. TypeError for others."""

@@ -4,12 +4,13 @@ Horovod's engine carries the votes of several buckets at once, in the order in w
 start them in different orders.
 """
 
+import functools
 from collections.abc import Iterator
 
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
-from horovod_sign.torch.buckets import Bucket
+from horovod_sign.torch.buckets import Bucket, Slot
 from horovod_sign.torch.hierarchy import vote_of_nodes
 from horovod_sign.torch.nodes import Nodes
 from horovod_sign.voting.collectives import Collectives, Vote
@@ -50,23 +51,23 @@ class Pipeline:
         self._collectives, self._name = collectives, name
         self._protocol = PROTOCOLS[transport]
         self._abstain, self._nodes = abstain, nodes
-        self._bucket_of: dict[torch.Tensor, Bucket] = {}
-        self._passes_left: dict[torch.Tensor, int] = {}
-        self._waiting: dict[Bucket, int] = {}
+        self._slots: list[Slot] = []
+        self._awaited: dict[Bucket, int] = {}
         self._votes: dict[Bucket, Vote] = {}
-        self._arrived_as: dict[torch.Tensor, tuple[int, int]] = {}
+        self._arrivals = 0
         self.add(buckets)
 
     def add(self, buckets: list[Bucket]):
         """Takes in buckets of further parameters, which have votes from now on. Their names must be new."""
         for bucket in buckets:
             self._buckets.append(bucket)
-            self._waiting[bucket] = len(bucket.parameters)
-            for p in bucket.parameters:
-                self._bucket_of[p], self._passes_left[p] = bucket, self.passes
+            self._slots += bucket.slots
+            self._awaited[bucket] = len(bucket.slots)
+            for slot in bucket.slots:
+                slot.passes_left, p = self.passes, slot.parameter
                 if p in _hooks:  # an optimizer made earlier votes on it at its steps, if it still has any
                     _hooks[p].remove()
-                _hooks[p] = p.register_post_accumulate_grad_hook(self._gradient_ready)
+                _hooks[p] = p.register_post_accumulate_grad_hook(functools.partial(self._gradient_ready, slot))
 
     def restart(self, collectives: Collectives, name: str):
         """Forgets what is under way and goes on with other ranks, when Horovod has been initialised anew."""
@@ -79,24 +80,26 @@ class Pipeline:
     @property
     def started(self) -> bool:
         """Whether gradients have been packed, or votes are on their way."""
-        return bool(self._votes or self._arrived_as)
+        return bool(self._votes or self._arrivals)
 
     @property
     def untouched(self) -> bool:
         """Whether no backward pass has reached a parameter since the last step."""
-        return all(left == self.passes for left in self._passes_left.values())
+        return all(slot.passes_left == self.passes for slot in self._slots)
 
     def edited(self) -> torch.Tensor | None:
         """A parameter whose gradient was changed by torch after it had been packed in backward, if there is one."""
         if self._nodes is not None:  # where the mean of the node is put into the gradients
             return None
-        return next((p for p, version in self._arrived_as.items() if _version(p.grad) != version), None)
+        arrived = (slot for slot in self._slots if slot.seen is not None)
+        return next((slot.parameter for slot in arrived if _version(slot.parameter.grad) != slot.seen), None)
 
     def reset(self):
         """Expects the gradients of a new step. Only when no vote is on its way."""
-        self._arrived_as.clear()
-        self._passes_left = dict.fromkeys(self._bucket_of, self.passes)
-        self._waiting = {bucket: len(bucket.parameters) for bucket in self._buckets}
+        self._arrivals = 0
+        for slot in self._slots:
+            slot.passes_left, slot.seen = self.passes, None
+        self._awaited = {bucket: len(bucket.slots) for bucket in self._buckets}
 
     def decisions(self) -> Iterator[tuple[Bucket, Planes]]:
         """Ends the step: starts the votes that wait for gradients that do not come, and yields each as it is decided.
@@ -122,24 +125,26 @@ class Pipeline:
             yield decided, vote.wait()
         self.reset()
 
-    def _gradient_ready(self, p: torch.Tensor):
-        left = self._passes_left[p] = self._passes_left[p] - 1
-        if left < 0:
+    def _gradient_ready(self, slot: Slot, p: torch.Tensor):
+        slot.passes_left -= 1
+        if slot.passes_left < 0:
             raise AssertionError(
                 f"gradients were computed more than backward_passes_per_step={self.passes} times before step(): call "
                 "step() after that many backward passes, or raise backward_passes_per_step"
             )
-        if left > 0 or not self.in_backward:
+        if slot.passes_left > 0 or not self.in_backward:
             return
-        bucket = self._bucket_of[p]
-        if self._nodes is None:
-            bucket.arrived(p, self._abstain)
-        self._arrived_as[p] = _version(p.grad)
-        self._waiting[bucket] -= 1
-        if self._waiting[bucket] == 0 and not self._collectives.blocking:
+        bucket = slot.bucket
+        packed = self._nodes is None and bucket.arrived(slot, self._abstain)
+        slot.seen = _version(p.grad)
+        self._arrivals += 1
+        self._awaited[bucket] -= 1
+        full = self._awaited[bucket] == 0
+        if full and not self._collectives.blocking:
             self._start(bucket)
-        for vote in self._votes.values():
-            vote.poll()
+        if packed or full:  # asking the engine after each parameter would cost more than it gains
+            for vote in self._votes.values():
+                vote.poll()
 
     def _start(self, bucket: Bucket):
         if self._nodes is None:
