@@ -22,6 +22,7 @@ COMMON = [
     "-fno-exceptions",
     "-fno-rtti",
     "-fvisibility=hidden",
+    "-pthread",
     "-Wall",
     "-Wextra",
     "-Wno-psabi",
@@ -61,7 +62,11 @@ class BuildKernels(build_ext):
                 depends=ext.depends,
             )
         self.compiler.link_shared_object(
-            objects, self.get_ext_fullpath(ext.name), target_lang="c++", build_temp=self.build_temp
+            objects,
+            self.get_ext_fullpath(ext.name),
+            target_lang="c++",
+            build_temp=self.build_temp,
+            extra_postargs=["-pthread"],
         )
 
     def get_export_symbols(self, ext):

@@ -34,5 +34,5 @@ for kernels in $("$python" -c 'from horovod_sign.algebra import supported; print
     echo "sanitize: kernel set $kernels"
     HOROVOD_SIGN_KERNELS=$kernels sanitized "$python" -m pytest -q -p no:cacheprovider tests/single/test_packing.py \
         tests/single/test_tally.py tests/single/test_counts_fields.py tests/single/test_update.py \
-        tests/single/test_properties.py "$@"
+        tests/single/test_threads.py tests/single/test_properties.py "$@"
 done

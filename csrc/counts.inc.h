@@ -54,7 +54,7 @@ void encode_fields(const uint8_t* sign, const uint8_t* nonzero, int64_t n, uint8
   }
 }
 
-void encode_counts(int bits, const uint8_t* sign, const uint8_t* nonzero, int64_t n, uint8_t* fields) {
+void encode_part(int bits, const uint8_t* sign, const uint8_t* nonzero, int64_t n, uint8_t* fields) {
   switch (bits) {
     case 2:
       return encode_fields<2>(sign, nonzero, n, fields);
@@ -65,6 +65,12 @@ void encode_counts(int bits, const uint8_t* sign, const uint8_t* nonzero, int64_
     case 16:
       return encode_fields<16>(sign, nonzero, n, fields);
   }
+}
+
+void encode_counts(int threads, int bits, const uint8_t* sign, const uint8_t* nonzero, int64_t n, uint8_t* fields) {
+  for_words(threads, n, 8 * bits, [&](int64_t byte, int64_t count) {
+    encode_part(bits, sign + byte, from_byte(nonzero, byte), count, fields + bits * byte);
+  });
 }
 
 // kBytes fields of 2, 4 or 8 bits, from memory, as bytes.
@@ -147,8 +153,8 @@ int64_t decode_fields(const uint8_t* fields, int64_t voters, int64_t n, uint8_t*
   return out.ties;
 }
 
-int64_t decode_counts(int bits, const uint8_t* fields, int64_t voters, int64_t n, uint8_t* out_sign,
-                      uint8_t* out_nonzero) {
+int64_t decode_part(int bits, const uint8_t* fields, int64_t voters, int64_t n, uint8_t* out_sign,
+                    uint8_t* out_nonzero) {
   switch (bits) {
     case 2:
       return decode_fields<2>(fields, voters, n, out_sign, out_nonzero);
@@ -160,4 +166,14 @@ int64_t decode_counts(int bits, const uint8_t* fields, int64_t voters, int64_t n
       return decode_fields<16>(fields, voters, n, out_sign, out_nonzero);
   }
   return -1;
+}
+
+int64_t decode_counts(int threads, int bits, const uint8_t* fields, int64_t voters, int64_t n, uint8_t* out_sign,
+                      uint8_t* out_nonzero) {
+  int64_t ties = 0;
+  for_words(threads, n, 8 * bits, [&](int64_t byte, int64_t count) {
+    uint8_t* nonzero = out_nonzero ? out_nonzero + byte : nullptr;
+    add_shared(&ties, decode_part(bits, fields + bits * byte, voters, count, out_sign + byte, nonzero));
+  });
+  return ties;
 }

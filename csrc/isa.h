@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "kernels.h"
+#include "threads.h"
 
 #define HS_INLINE inline __attribute__((always_inline))
 #define HS_LIKELY(condition) __builtin_expect(!!(condition), 1)

@@ -10,7 +10,11 @@
 // any alignment; segment i owns the ceil(n[i] / 64) words of 64 bits that start off[i] bytes into a plane (off[i] is a
 // multiple of 8). Bits after the n[i]-th of its last word are padding: sign 0, nonzero 1.
 //
-// No function allocates, keeps state, fails or throws: arguments are checked by the caller. Signs, zeros and NaNs are
+// Threads. Functions that take `threads` cut large work into as many parts, which the calling thread and threads that the
+// library keeps (asleep between calls) work on. The results do not depend on it. If another call has those threads, or
+// they cannot be made, the caller does all parts.
+//
+// No function allocates, fails or throws: arguments are checked by the caller. Signs, zeros and NaNs are
 // told apart by integer operations on the bits, so the results do not depend on the thread's floating-point modes
 // (flush to zero, denormals are zero). Floating-point arithmetic rounds each operation by itself: no fused
 // multiply-add.
@@ -24,7 +28,7 @@ extern "C" {
 #endif
 
 // Raised by one whenever a function below changes; native.py refuses a library of another number.
-#define HS_ABI_VERSION 1
+#define HS_ABI_VERSION 2
 
 enum HsDtype { HS_FLOAT16 = 0, HS_BFLOAT16 = 1, HS_FLOAT32 = 2, HS_FLOAT64 = 3 };
 
@@ -38,7 +42,7 @@ typedef struct HsKernels {
   const char* name;
 
   // Sign planes of k tensors. `nonzero` and `counts` are used in HS_ABSTAIN only: counts = {zeros, NaNs}.
-  void (*pack)(int dtype, int mode, int64_t k, const void* const* x, const int64_t* n, const int64_t* off,
+  void (*pack)(int threads, int dtype, int mode, int64_t k, const void* const* x, const int64_t* n, const int64_t* off,
                uint8_t* sign, uint8_t* nonzero, int64_t* counts);
 
   // With g widened or narrowed to float32, and m a float32 state that is updated in place:
@@ -46,7 +50,7 @@ typedef struct HsKernels {
   //   infinite, NaN: v = g;                                 m unchanged
   // then packs v, or g itself (with g's own bits) when vote_gradient is not 0.
   // coefficients = {beta_vote, 1 - beta_vote, beta_state, 1 - beta_state}.
-  void (*interpolate_pack)(int dtype, int mode, int64_t k, const void* const* g, void* const* m, const int64_t* n,
+  void (*interpolate_pack)(int threads, int dtype, int mode, int64_t k, const void* const* g, void* const* m, const int64_t* n,
                            const int64_t* off, const float* coefficients, int vote_gradient, uint8_t* sign,
                            uint8_t* nonzero, int64_t* counts);
 
@@ -54,33 +58,33 @@ typedef struct HsKernels {
   // numbers of voters for plus and for minus: sign = N > P, nonzero = N != P. nonzero[i] may be NULL, and so may
   // out_nonzero. Returns the number of coordinates where N == P. Outputs may not overlap inputs, except that an output
   // may be exactly one of the input planes.
-  int64_t (*tally)(int64_t m, const uint8_t* const* sign, const uint8_t* const* nonzero, int64_t nbytes,
+  int64_t (*tally)(int threads, int64_t m, const uint8_t* const* sign, const uint8_t* const* nonzero, int64_t nbytes,
                    uint8_t* out_sign, uint8_t* out_nonzero);
 
   // Votes as numbers: -1, 0 or +1.
-  void (*unpack_int8)(const uint8_t* sign, const uint8_t* nonzero, int64_t n, int8_t* out);
-  void (*unpack)(int dtype, int64_t k, void* const* out, const int64_t* n, const int64_t* off, const uint8_t* sign,
+  void (*unpack_int8)(int threads, const uint8_t* sign, const uint8_t* nonzero, int64_t n, int8_t* out);
+  void (*unpack)(int threads, int dtype, int64_t k, void* const* out, const int64_t* n, const int64_t* off, const uint8_t* sign,
                  const uint8_t* nonzero);
 
   // x <- x - lr (vote + weight_decay x), in float64 for float64 tensors and in float32 for all others (then rounded
   // once to the tensor's type). lr and weight_decay are per segment; where weight_decay is 0 its term is left out.
-  void (*apply)(int dtype, int64_t k, void* const* x, const int64_t* n, const int64_t* off, const uint8_t* sign,
+  void (*apply)(int threads, int dtype, int64_t k, void* const* x, const int64_t* n, const int64_t* off, const uint8_t* sign,
                 const uint8_t* nonzero, const double* lr, const double* weight_decay);
 
   // Votes as little-endian fields of `bits` = 2, 4, 8 or 16 bits that can be added as integers: minus is 0, abstains is
   // 1, plus is 2. Writes ceil(n bits / 8) bytes; unused bits of the last one are 0.
-  void (*encode_counts)(int bits, const uint8_t* sign, const uint8_t* nonzero, int64_t n, uint8_t* fields);
+  void (*encode_counts)(int threads, int bits, const uint8_t* sign, const uint8_t* nonzero, int64_t n, uint8_t* fields);
 
   // The majority from the sum of `voters` encoded ballots: above `voters` is plus, below is minus. Writes whole words,
   // with padding. With one_bit, or out_nonzero NULL, ties are plus. Returns the number of ties.
-  int64_t (*decode_counts)(int bits, const uint8_t* fields, int64_t voters, int64_t n, uint8_t* out_sign,
+  int64_t (*decode_counts)(int threads, int bits, const uint8_t* fields, int64_t voters, int64_t n, uint8_t* out_sign,
                            uint8_t* out_nonzero);
 
   // 1 if each of the nbytes bytes is 0xff.
   int (*all_ones)(const uint8_t* plane, int64_t nbytes);
 
   // The number of the first n coordinates where both ballots vote, and vote alike.
-  int64_t (*agreement)(const uint8_t* sign_a, const uint8_t* nonzero_a, const uint8_t* sign_b,
+  int64_t (*agreement)(int threads, const uint8_t* sign_a, const uint8_t* nonzero_a, const uint8_t* sign_b,
                        const uint8_t* nonzero_b, int64_t n);
 
   // Limits for benchmarks: reads nbytes bytes (returns a checksum); reads them, inverts them and writes them back.

@@ -48,6 +48,48 @@ HS_INLINE uint64_t word_at(const uint8_t* plane, int64_t w, int bytes) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
+// Parts, for threads.
+
+constexpr int64_t kPart = 1 << 20;  // Bytes that are read, for which waking a thread pays.
+
+// Calls f(first, last) for equal ranges of 0 to `units`, of which each is `bytes` read, on up to `threads` threads.
+template <class F>
+void in_parts(int threads, int64_t units, int64_t bytes, const F& f) {
+  const int64_t most = units * bytes / kPart;
+  const int64_t parts = threads < most ? threads : most;
+  if (parts <= 1) return f(int64_t{0}, units);
+  struct Context {
+    const F* f;
+    int64_t units, parts;
+  } context{&f, units, parts};
+  const auto work = [](void* c, int part) {
+    const Context& context = *static_cast<Context*>(c);
+    (*context.f)(context.units * part / context.parts, context.units * (part + 1) / context.parts);
+  };
+  hs_run(static_cast<int>(parts), work, &context);
+}
+
+HS_INLINE int64_t words_of(int64_t n) { return (n + kBlock - 1) / kBlock; }
+
+// Calls f(segment, first coordinate, coordinates) for all of k segments, in parts that end at words.
+template <class F>
+void for_segments(int threads, int64_t k, const int64_t* n, int64_t bytes_of_word, const F& f) {
+  int64_t words = 0;
+  for (int64_t i = 0; i < k; ++i) words += words_of(n[i]);
+  in_parts(threads, words, bytes_of_word, [&](int64_t first, int64_t last) {
+    int64_t start = 0;  // The segment's first word, among all.
+    for (int64_t i = 0; i < k && start < last; start += words_of(n[i++])) {
+      const int64_t from = first > start ? kBlock * (first - start) : 0;
+      const int64_t to = kBlock * (last - start) < n[i] ? kBlock * (last - start) : n[i];
+      if (from < to) f(i, from, to - from);
+    }
+  });
+}
+
+// Adds to a number that parts share.
+HS_INLINE void add_shared(int64_t* sum, int64_t x) { __atomic_fetch_add(sum, x, __ATOMIC_RELAXED); }
+
+// ---------------------------------------------------------------------------------------------------------------------
 // Element types. `Lane` is the vector of integers as wide as the element, kInf its infinity's bits.
 
 template <class L, class W, W kInfinity>
@@ -156,20 +198,29 @@ void pack_segment(const uint8_t* x, int64_t n, Ballot<kMode>& ballot) {
   }
 }
 
+// The ballot of the words from a segment's coordinate `from` on.
+template <int kMode>
+HS_INLINE Ballot<kMode> ballot_at(uint8_t* sign, uint8_t* nonzero, int64_t off, int64_t from) {
+  return {sign + off + from / 8, kMode == HS_ABSTAIN ? nonzero + off + from / 8 : nullptr, 0, 0};
+}
+
+// counts = {zeros, NaNs} of all parts.
+template <int kMode>
+HS_INLINE void add_counts(const Ballot<kMode>& ballot, int64_t* counts) {
+  if (kMode != HS_ABSTAIN) return;
+  add_shared(&counts[0], static_cast<int64_t>(ballot.zeros));
+  add_shared(&counts[1], static_cast<int64_t>(ballot.nans));
+}
+
 template <class T, int kMode>
-void pack_segments(int64_t k, const void* const* x, const int64_t* n, const int64_t* off, uint8_t* sign,
+void pack_segments(int threads, int64_t k, const void* const* x, const int64_t* n, const int64_t* off, uint8_t* sign,
                    uint8_t* nonzero, int64_t* counts) {
-  uint64_t zeros = 0, nans = 0;
-  for (int64_t i = 0; i < k; ++i) {
-    Ballot<kMode> ballot{sign + off[i], kMode == HS_ABSTAIN ? nonzero + off[i] : nullptr, 0, 0};
-    pack_segment<T, kMode>(static_cast<const uint8_t*>(x[i]), n[i], ballot);
-    zeros += ballot.zeros;
-    nans += ballot.nans;
-  }
-  if (kMode == HS_ABSTAIN) {
-    counts[0] = static_cast<int64_t>(zeros);
-    counts[1] = static_cast<int64_t>(nans);
-  }
+  if (kMode == HS_ABSTAIN) counts[0] = counts[1] = 0;
+  for_segments(threads, k, n, kBlock * T::kSize, [&](int64_t i, int64_t from, int64_t count) {
+    Ballot<kMode> ballot = ballot_at<kMode>(sign, nonzero, off[i], from);
+    pack_segment<T, kMode>(static_cast<const uint8_t*>(x[i]) + from * T::kSize, count, ballot);
+    add_counts(ballot, counts);
+  });
 }
 
 // Evaluates `call` with T as the element type that `dtype` names, and returns.
@@ -195,15 +246,15 @@ void pack_segments(int64_t k, const void* const* x, const int64_t* n, const int6
       return;                       \
   }
 
-void pack(int dtype, int mode, int64_t k, const void* const* x, const int64_t* n, const int64_t* off, uint8_t* sign,
+void pack(int threads, int dtype, int mode, int64_t k, const void* const* x, const int64_t* n, const int64_t* off, uint8_t* sign,
           uint8_t* nonzero, int64_t* counts) {
   switch (mode) {
     case HS_SIGNBIT:
-      HS_FOR_DTYPE(dtype, (pack_segments<T, HS_SIGNBIT>(k, x, n, off, sign, nonzero, counts)))
+      HS_FOR_DTYPE(dtype, (pack_segments<T, HS_SIGNBIT>(threads, k, x, n, off, sign, nonzero, counts)))
     case HS_ABSTAIN:
-      HS_FOR_DTYPE(dtype, (pack_segments<T, HS_ABSTAIN>(k, x, n, off, sign, nonzero, counts)))
+      HS_FOR_DTYPE(dtype, (pack_segments<T, HS_ABSTAIN>(threads, k, x, n, off, sign, nonzero, counts)))
     case HS_ONEBIT:
-      HS_FOR_DTYPE(dtype, (pack_segments<T, HS_ONEBIT>(k, x, n, off, sign, nonzero, counts)))
+      HS_FOR_DTYPE(dtype, (pack_segments<T, HS_ONEBIT>(threads, k, x, n, off, sign, nonzero, counts)))
   }
 }
 
@@ -337,38 +388,34 @@ void interpolate_segment(const uint8_t* g, uint8_t* m, int64_t n, const float* c
 }
 
 template <class T, int kMode>
-void interpolate_segments(int64_t k, const void* const* g, void* const* m, const int64_t* n, const int64_t* off,
-                          const float* c, int vote_gradient, uint8_t* sign, uint8_t* nonzero, int64_t* counts) {
-  uint64_t zeros = 0, nans = 0;
-  for (int64_t i = 0; i < k; ++i) {
-    Ballot<kMode> ballot{sign + off[i], kMode == HS_ABSTAIN ? nonzero + off[i] : nullptr, 0, 0};
-    const uint8_t* gradient = static_cast<const uint8_t*>(g[i]);
-    uint8_t* state = static_cast<uint8_t*>(m[i]);
+void interpolate_segments(int threads, int64_t k, const void* const* g, void* const* m, const int64_t* n,
+                          const int64_t* off, const float* c, int vote_gradient, uint8_t* sign, uint8_t* nonzero,
+                          int64_t* counts) {
+  if (kMode == HS_ABSTAIN) counts[0] = counts[1] = 0;
+  for_segments(threads, k, n, kBlock * (T::kSize + 4), [&](int64_t i, int64_t from, int64_t count) {
+    Ballot<kMode> ballot = ballot_at<kMode>(sign, nonzero, off[i], from);
+    const uint8_t* gradient = static_cast<const uint8_t*>(g[i]) + from * T::kSize;
+    uint8_t* state = static_cast<uint8_t*>(m[i]) + from * 4;
     if (vote_gradient)
-      interpolate_segment<T, kMode, true>(gradient, state, n[i], c, ballot);
+      interpolate_segment<T, kMode, true>(gradient, state, count, c, ballot);
     else
-      interpolate_segment<T, kMode, false>(gradient, state, n[i], c, ballot);
-    zeros += ballot.zeros;
-    nans += ballot.nans;
-  }
-  if (kMode == HS_ABSTAIN) {
-    counts[0] = static_cast<int64_t>(zeros);
-    counts[1] = static_cast<int64_t>(nans);
-  }
+      interpolate_segment<T, kMode, false>(gradient, state, count, c, ballot);
+    add_counts(ballot, counts);
+  });
 }
 
-void interpolate_pack(int dtype, int mode, int64_t k, const void* const* g, void* const* m, const int64_t* n,
-                      const int64_t* off, const float* c, int vote_gradient, uint8_t* sign, uint8_t* nonzero,
+void interpolate_pack(int threads, int dtype, int mode, int64_t k, const void* const* g, void* const* m,
+                      const int64_t* n, const int64_t* off, const float* c, int vote_gradient, uint8_t* sign, uint8_t* nonzero,
                       int64_t* counts) {
   switch (mode) {
     case HS_SIGNBIT:
-      HS_FOR_DTYPE(dtype, (interpolate_segments<T, HS_SIGNBIT>(k, g, m, n, off, c, vote_gradient, sign, nonzero,
+      HS_FOR_DTYPE(dtype, (interpolate_segments<T, HS_SIGNBIT>(threads, k, g, m, n, off, c, vote_gradient, sign, nonzero,
                                                                counts)))
     case HS_ABSTAIN:
-      HS_FOR_DTYPE(dtype, (interpolate_segments<T, HS_ABSTAIN>(k, g, m, n, off, c, vote_gradient, sign, nonzero,
+      HS_FOR_DTYPE(dtype, (interpolate_segments<T, HS_ABSTAIN>(threads, k, g, m, n, off, c, vote_gradient, sign, nonzero,
                                                                counts)))
     case HS_ONEBIT:
-      HS_FOR_DTYPE(dtype, (interpolate_segments<T, HS_ONEBIT>(k, g, m, n, off, c, vote_gradient, sign, nonzero,
+      HS_FOR_DTYPE(dtype, (interpolate_segments<T, HS_ONEBIT>(threads, k, g, m, n, off, c, vote_gradient, sign, nonzero,
                                                               counts)))
   }
 }
@@ -437,39 +484,46 @@ void update_segment(uint8_t* x, int64_t n, const uint8_t* sign, const uint8_t* n
   }
 }
 
-template <class T>
-void unpack_segments(int64_t k, void* const* out, const int64_t* n, const int64_t* off, const uint8_t* sign,
-                     const uint8_t* nonzero) {
-  for (int64_t i = 0; i < k; ++i)
-    update_segment<T>(static_cast<uint8_t*>(out[i]), n[i], sign + off[i], nonzero ? nonzero + off[i] : nullptr,
-                      Overwrite<Arithmetic<T>>{});
-}
-
-void unpack(int dtype, int64_t k, void* const* out, const int64_t* n, const int64_t* off, const uint8_t* sign,
-            const uint8_t* nonzero) {
-  HS_FOR_DTYPE(dtype, (unpack_segments<T>(k, out, n, off, sign, nonzero)))
+// x <- f(x, vote) for the coordinates of a segment from `from` on.
+template <class T, class F>
+HS_INLINE void update_part(void* x, int64_t from, int64_t count, const uint8_t* sign, const uint8_t* nonzero, int64_t off,
+                           const F& f) {
+  const int64_t byte = off + from / 8;
+  update_segment<T>(static_cast<uint8_t*>(x) + from * T::kSize, count, sign + byte, nonzero ? nonzero + byte : nullptr,
+                    f);
 }
 
 template <class T>
-void apply_segments(int64_t k, void* const* x, const int64_t* n, const int64_t* off, const uint8_t* sign,
+void unpack_segments(int threads, int64_t k, void* const* out, const int64_t* n, const int64_t* off,
+                     const uint8_t* sign, const uint8_t* nonzero) {
+  for_segments(threads, k, n, kBlock * T::kSize, [&](int64_t i, int64_t from, int64_t count) {
+    update_part<T>(out[i], from, count, sign, nonzero, off[i], Overwrite<Arithmetic<T>>{});
+  });
+}
+
+void unpack(int threads, int dtype, int64_t k, void* const* out, const int64_t* n, const int64_t* off,
+            const uint8_t* sign, const uint8_t* nonzero) {
+  HS_FOR_DTYPE(dtype, (unpack_segments<T>(threads, k, out, n, off, sign, nonzero)))
+}
+
+template <class T>
+void apply_segments(int threads, int64_t k, void* const* x, const int64_t* n, const int64_t* off, const uint8_t* sign,
                     const uint8_t* nonzero, const double* lr, const double* weight_decay) {
   using A = Arithmetic<T>;
   const typename A::Number zero = {};
-  for (int64_t i = 0; i < k; ++i) {
-    uint8_t* p = static_cast<uint8_t*>(x[i]);
-    const uint8_t* votes = nonzero ? nonzero + off[i] : nullptr;
+  for_segments(threads, k, n, kBlock * T::kSize, [&](int64_t i, int64_t from, int64_t count) {
     const typename A::Scalar rate = static_cast<typename A::Scalar>(lr[i]);
     const typename A::Scalar decay = static_cast<typename A::Scalar>(weight_decay[i]);
     if (weight_decay[i] != 0)
-      update_segment<T>(p, n[i], sign + off[i], votes, Step<A, true>{zero + rate, zero + decay});
+      update_part<T>(x[i], from, count, sign, nonzero, off[i], Step<A, true>{zero + rate, zero + decay});
     else
-      update_segment<T>(p, n[i], sign + off[i], votes, Step<A, false>{zero + rate, zero});
-  }
+      update_part<T>(x[i], from, count, sign, nonzero, off[i], Step<A, false>{zero + rate, zero});
+  });
 }
 
-void apply(int dtype, int64_t k, void* const* x, const int64_t* n, const int64_t* off, const uint8_t* sign,
+void apply(int threads, int dtype, int64_t k, void* const* x, const int64_t* n, const int64_t* off, const uint8_t* sign,
            const uint8_t* nonzero, const double* lr, const double* weight_decay) {
-  HS_FOR_DTYPE(dtype, (apply_segments<T>(k, x, n, off, sign, nonzero, lr, weight_decay)))
+  HS_FOR_DTYPE(dtype, (apply_segments<T>(threads, k, x, n, off, sign, nonzero, lr, weight_decay)))
 }
 
 // The lowest kBytes bits of a word as bytes, 0 or 1. Each 64-bit lane takes eight bits and moves them apart, in steps.
@@ -491,8 +545,7 @@ HS_INLINE void vote_bytes(uint64_t minus, uint64_t votes, uint8_t* out) {
     store(out + i, byte_lanes(votes >> i) - 2 * byte_lanes((minus & votes) >> i));
 }
 
-void unpack_int8(const uint8_t* sign, const uint8_t* nonzero, int64_t n, int8_t* out) {
-  uint8_t* bytes = reinterpret_cast<uint8_t*>(out);
+void unpack_bytes(const uint8_t* sign, const uint8_t* nonzero, int64_t n, uint8_t* bytes) {
   const int64_t words = n / kBlock;
   for (int64_t w = 0; w < words; ++w) vote_bytes(word_at(sign, w, 8), word_at(nonzero, w, 8), bytes + kBlock * w);
   if (const int rest = static_cast<int>(n % kBlock)) {
@@ -500,6 +553,22 @@ void unpack_int8(const uint8_t* sign, const uint8_t* nonzero, int64_t n, int8_t*
     vote_bytes(word_at(sign, words, (rest + 7) / 8), word_at(nonzero, words, (rest + 7) / 8), last);
     memcpy(bytes + kBlock * words, last, rest);
   }
+}
+
+// Calls f(first byte of the plane, coordinates) for n coordinates, in parts that end at words.
+template <class F>
+void for_words(int threads, int64_t n, int64_t bytes_of_word, const F& f) {
+  in_parts(threads, words_of(n), bytes_of_word, [&](int64_t first, int64_t last) {
+    f(8 * first, (kBlock * last < n ? kBlock * last : n) - kBlock * first);
+  });
+}
+
+HS_INLINE const uint8_t* from_byte(const uint8_t* plane, int64_t byte) { return plane ? plane + byte : nullptr; }
+
+void unpack_int8(int threads, const uint8_t* sign, const uint8_t* nonzero, int64_t n, int8_t* out) {
+  for_words(threads, n, kBlock, [&](int64_t byte, int64_t count) {
+    unpack_bytes(sign + byte, from_byte(nonzero, byte), count, reinterpret_cast<uint8_t*>(out) + 8 * byte);
+  });
 }
 
 #include "tally.inc.h"
@@ -531,8 +600,8 @@ HS_INLINE uint64_t agreement_word(const uint8_t* sign_a, const uint8_t* nonzero_
   return both & ~(word_at(sign_a, w, bytes) ^ word_at(sign_b, w, bytes));
 }
 
-int64_t agreement(const uint8_t* sign_a, const uint8_t* nonzero_a, const uint8_t* sign_b, const uint8_t* nonzero_b,
-                  int64_t n) {
+int64_t agreement_part(const uint8_t* sign_a, const uint8_t* nonzero_a, const uint8_t* sign_b,
+                       const uint8_t* nonzero_b, int64_t n) {
   const int64_t words = n / kBlock;
   int64_t count = 0;
   for (int64_t w = 0; w < words; ++w)
@@ -542,6 +611,16 @@ int64_t agreement(const uint8_t* sign_a, const uint8_t* nonzero_a, const uint8_t
     count += __builtin_popcountll(last & low_bits(rest));
   }
   return count;
+}
+
+int64_t agreement(int threads, const uint8_t* sign_a, const uint8_t* nonzero_a, const uint8_t* sign_b,
+                  const uint8_t* nonzero_b, int64_t n) {
+  int64_t total = 0;
+  for_words(threads, n, 4 * 8, [&](int64_t byte, int64_t count) {
+    add_shared(&total, agreement_part(sign_a + byte, from_byte(nonzero_a, byte), sign_b + byte,
+                                      from_byte(nonzero_b, byte), count));
+  });
+  return total;
 }
 
 uint64_t read_loop(const uint8_t* data, int64_t nbytes) {

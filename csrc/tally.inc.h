@@ -231,16 +231,17 @@ struct Output {
   }
 };
 
+// The bytes from `first` to `last`.
 template <bool kPlanes>
-int64_t tally_ballots(const Ballots& ballots, int64_t nbytes, uint8_t* out_sign, uint8_t* out_nonzero) {
+int64_t tally_ballots(const Ballots& ballots, int64_t first, int64_t last, uint8_t* out_sign, uint8_t* out_nonzero) {
   // Sixteen ballots with planes would be more streams than prefetching in hardware keeps up with.
   const bool eight = ballots.m <= 8, sixteen = !kPlanes && !eight && ballots.m <= 16;
   const int most = eight || sixteen ? kFewBytes : kManyBytes;
   const Threshold threshold(ballots.m, kPlanes, sixteen ? kLowestTop<kPlanes, 16> : kLowestTop<kPlanes, 8>);
   Output out{out_sign, out_nonzero, 0};
   Results results;
-  for (int64_t pos = 0; pos < nbytes; pos += most) {
-    const int bytes = nbytes - pos < most ? static_cast<int>(nbytes - pos) : most;
+  for (int64_t pos = first; pos < last; pos += most) {
+    const int bytes = last - pos < most ? static_cast<int>(last - pos) : most;
     if (eight)
       tally_few<kPlanes, 8>(threshold, ballots, pos, bytes, results);
     else if (sixteen)
@@ -252,11 +253,16 @@ int64_t tally_ballots(const Ballots& ballots, int64_t nbytes, uint8_t* out_sign,
   return out.ties;
 }
 
-int64_t tally(int64_t m, const uint8_t* const* sign, const uint8_t* const* nonzero, int64_t nbytes, uint8_t* out_sign,
-              uint8_t* out_nonzero) {
+int64_t tally(int threads, int64_t m, const uint8_t* const* sign, const uint8_t* const* nonzero, int64_t nbytes,
+              uint8_t* out_sign, uint8_t* out_nonzero) {
   const Ballots ballots{m, sign, nonzero};
-  bool planes = false;
-  for (int64_t i = 0; i < m; ++i) planes |= nonzero[i] != nullptr;
-  return planes ? tally_ballots<true>(ballots, nbytes, out_sign, out_nonzero)
-                : tally_ballots<false>(ballots, nbytes, out_sign, out_nonzero);
+  int64_t ties = 0, planes = m;
+  for (int64_t i = 0; i < m; ++i) planes += nonzero[i] != nullptr;
+  const int64_t units = (nbytes + kManyBytes - 1) / kManyBytes;
+  in_parts(threads, units, planes * kManyBytes, [&](int64_t first, int64_t last) {
+    const int64_t end = last == units ? nbytes : last * kManyBytes;
+    add_shared(&ties, planes > m ? tally_ballots<true>(ballots, first * kManyBytes, end, out_sign, out_nonzero)
+                                 : tally_ballots<false>(ballots, first * kManyBytes, end, out_sign, out_nonzero));
+  });
+  return ties;
 }

@@ -36,7 +36,7 @@ def report() -> str:
     lines += _section("Horovod", _horovod())
     lines += _section("MPI", [_mpi()])
     sets = [(name in supported(), name) for name in ("avx512", "avx2", "neon", "scalar")]
-    lines += _section(f"Kernels (in use: {kernels().name})", sets)
+    lines += _section(f"Kernels (in use: {kernels().name}, threads: {kernels().threads})", sets)
     lines += _section("GPUs", [_gpus()])
     return "\n".join(lines)
 

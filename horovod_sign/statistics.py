@@ -77,18 +77,20 @@ class Monitor:
     """Counts the votes of each step, and reports a rank that disagrees systematically, once, on that rank.
 
     Args:
-        rank, size: of those that vote.
+        voter: who votes here, for the report: "rank 3".
+        size: how many vote.
+        one_bit: ties are +1 (`abstain=False`).
     """
 
-    def __init__(self, rank: int, size: int):
+    def __init__(self, voter: str, size: int, one_bit: bool):
         self.latest = VoteStatistics()
-        self._rank, self._size = rank, size
+        self._voter, self._size, self._one_bit = voter, size, one_bit
         self._mean, self._measured, self._reported = math.nan, 0, False
         self.begin()
 
-    def restart(self, rank: int, size: int):
+    def restart(self, voter: str, size: int):
         """Goes on among other ranks."""
-        self._rank, self._size = rank, size
+        self._voter, self._size = voter, size
         self._mean, self._measured = math.nan, 0
 
     def begin(self):
@@ -139,40 +141,44 @@ class Monitor:
         self._measured += 1
         previous = 0.0 if math.isnan(self._mean) else self._mean
         self._mean = previous + (agreement - previous) / min(self._measured, PATIENCE)
-        disagrees = systematic_disagreement(self._rank, self._size, self._measured, self._mean)
+        disagrees = systematic_disagreement(self._voter, self._size, self._one_bit, self._measured, self._mean)
         if disagrees is not None and not self._reported:
             self._reported = True
             warnings.warn(disagrees, RuntimeWarning, stacklevel=2)
 
 
-def systematic_disagreement(rank: int, size: int, measured: int, mean: float) -> str | None:
+def systematic_disagreement(voter: str, size: int, one_bit: bool, measured: int, mean: float) -> str | None:
     """What to tell the user if a rank agrees with the vote less than random votes would, else None.
 
     Args:
-        rank, size: the rank among those that vote.
+        voter, size, one_bit: as in `Monitor`.
         measured: in how many steps its agreement was measured.
         mean: `mean_agreement`.
     """
-    chance = chance_agreement(size)
-    if measured < PATIENCE or not mean < chance - MARGIN:
+    chance = chance_agreement(size, one_bit)
+    # Of two nobody can tell which is wrong.
+    if size <= 2 or measured < PATIENCE or not mean < chance - MARGIN:
         return None
     return (
-        f"rank {rank} systematically disagrees with the others: in the last {PATIENCE} steps it agreed with the vote "
+        f"{voter} systematically disagrees with the others: in the last {PATIENCE} steps it agreed with the vote "
         f"on {mean:.1%} of its coordinates, less than random votes would ({chance:.1%} at {size} ranks); check its "
         "data, its code and its hardware (this is said once)"
     )
 
 
-def chance_agreement(size: int) -> float:
-    """How often a rank agrees with the vote of `size` ranks, its own included, if all vote at random; ties left out.
+def chance_agreement(size: int, one_bit: bool = False) -> float:
+    """How often a rank agrees with the vote of `size` ranks, its own included, if all vote at random.
 
-    With S the sum of M random signs this is 1/2 + E|S| / (2 M P(S != 0)), where E|S| / M is the chance that the others
-    tie or nearly tie: 1 for M = 1 and 2, 3/4 for M = 3, and nearer
-    to 1/2 the more ranks there are.
+    With S the sum of M random signs, of the coordinates where S is not 0 it agrees on
+
+        1/2 + E|S| / (2 M P(S != 0))
+
+    where E|S| / M is the chance that the others tie or nearly tie: 1 for M = 1 and 2, 3/4 for M = 3, and nearer to 1/2
+    the more ranks there are. Ties do not count; with `one_bit` they are +1, with which half of the votes agree.
     """
 
     def binomial(n, k):  # C(n, k) / 2^n without overflow
         return math.exp(math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) - n * math.log(2))
 
-    decided = 1.0 if size % 2 else 1 - binomial(size, size // 2)
+    decided = 1.0 if size % 2 or one_bit else 1 - binomial(size, size // 2)
     return 0.5 + binomial(size - 1, (size - 1) // 2) / (2 * decided)

@@ -30,6 +30,7 @@ from horovod_sign.voting.costs import Cost
 
 BUCKET_BYTES = 25e6  # of gradients, in one vote of the PyTorch adapter
 VOTES = {"exchange", "signsgd", "signsgd_one_bit", "signum_one_bit"}  # methods whose votes travel by the exchange
+NOT_MODELLED = {"backward", "one_bit_alone", "one_bit_no_overlap"}
 
 
 class Setting(NamedTuple):
@@ -127,11 +128,12 @@ def seconds(constants: dict[str, float], s: Setting) -> float:
 def measured(records: list[dict]) -> list[tuple[dict, float]]:
     """The records that the model is about, with their seconds; for steps, what is added to a backward alone."""
     where = lambda r: (r["rate"], r["ranks"], r["coordinates"])  # noqa: E731
+    records = [r for r in records if not r.get("pause_ms")]
     alone = {where(r): r["ms"] for r in records if r["method"] == "backward"}
     kept = []
     for r in records:
         added = r["ms"] - (alone[where(r)] if r["kind"] == "step" else 0.0)
-        if r["method"] != "backward" and r["ranks"] > 1 and added > 0:
+        if r["method"] not in NOT_MODELLED and r["ranks"] > 1 and added > 0:
             kept.append((r, 1e-3 * added))
     return kept
 

@@ -1,11 +1,12 @@
-"""How fast the kernels are on one core, next to plain loops over the same memory.
+"""How fast the kernels are, next to plain loops over the same memory.
 
-    python examples/benchmarks/kernels.py [--coordinates N] [--rounds N] [--set avx2] [--only NAME] [--json FILE]
+    python examples/benchmarks/kernels.py [--coordinates N] [--rounds N] [--set avx2] [--threads N] [--only NAME]
 
 Each kernel is timed in turn with its *limit*: loops that only read, or read and write back, the bytes that the kernel
 must move. `ratio` is the limit's time divided by the kernel's, both measured next to each other: 1.00 means that the
 kernel is as fast as memory. The table gives the kernel's best time, its GB/s (bytes that must be moved, planes
-included), the ratio of best times, and the median and the quartiles of the ratio over the rounds.
+included), the ratio of best times, and the median and the quartiles of the ratio over the rounds. The limits run on one
+thread, and so do the kernels unless --threads says otherwise: then ratios above 1 are what the other cores add.
 
 Ballots to tally lie one after the other in one buffer, at odd distances, as messages do that were received together.
 Where all planes start at the same place in their pages ("aligned"), they compete for the same lines of the L1 cache.
@@ -210,12 +211,15 @@ def main():
     parser.add_argument("--coordinates", type=int, default=25_600_000)
     parser.add_argument("--rounds", type=int, default=31)
     parser.add_argument("--set", choices=native.supported(), default=native.kernels().name)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", default="", help="run only the kernels whose name has this in it")
     parser.add_argument("--json", metavar="FILE")
     arguments = parser.parse_args()
 
     kernels = native.Kernels(arguments.set)
-    print(f"{arguments.coordinates} float32 coordinates, kernel set {kernels.name}, {platform.processor() or 'CPU'}")
+    kernels.threads = arguments.threads
+    what = f"kernel set {kernels.name}, {kernels.threads} thread(s), {platform.processor() or 'CPU'}"
+    print(f"{arguments.coordinates} float32 coordinates, {what}")
     print(f"{'kernel':22s} {'ms':>8s} {'GB/s':>6s} {'ratio':>6s} {'median':>7s} {'quartiles':>12s}  limit (its ms)")
     rows = []
     chosen = [case for case in cases(kernels, arguments.coordinates) if arguments.only in case.name]
@@ -232,7 +236,7 @@ def main():
     print(" " * 40, end="\r", file=sys.stderr)
     if arguments.json:
         with open(arguments.json, "w") as file:
-            json.dump({"coordinates": arguments.coordinates, "set": kernels.name, "kernels": rows}, file, indent=2)
+            json.dump({**vars(arguments), "kernels": rows}, file, indent=2)
 
 
 if __name__ == "__main__":

@@ -17,14 +17,16 @@ OURS = "#2a6f97"
 def main():
     path = Path(sys.argv[1])
     records = [json.loads(line) for line in path.read_text().splitlines()]
-    key = lambda r: (r["kind"], r["rate"])  # noqa: E731
-    for (kind, rate), group in itertools.groupby(sorted(records, key=key), key):
-        picture = path.with_name(f"{kind}-{rate.replace(' ', '-')}.png")
-        draw(kind, rate, list(group), picture)
+    key = lambda r: (r["kind"], r["rate"], r.get("pause_ms", 0.0))  # noqa: E731
+    for (kind, rate, pause), group in itertools.groupby(sorted(records, key=key), key):
+        where = f"{rate}, backward sleeps {pause:g} ms" if pause else rate
+        name = f"{kind}-{rate}-pause-{pause:g}ms" if pause else f"{kind}-{rate}"
+        picture = path.with_name(f"{name.replace(' ', '-')}.png")
+        draw(kind, where, list(group), picture)
         print(picture)
 
 
-def draw(kind: str, rate: str, records: list[dict], picture: Path):
+def draw(kind: str, where: str, records: list[dict], picture: Path):
     """Bars by method, one panel for each number of ranks and of coordinates in milliseconds."""
     panels = sorted({(r["coordinates"], r["ranks"]) for r in records})
     figure, axes = plt.subplots(
@@ -43,7 +45,7 @@ def draw(kind: str, rate: str, records: list[dict], picture: Path):
         axis.spines[["top", "right"]].set_visible(False)
     axes[0][0].invert_yaxis()
     what = "the vote alone" if kind == "vote" else "what the optimizer adds to a backward alone"
-    figure.suptitle(f"{what}, {rate} (median; less is better)", fontsize=10)
+    figure.suptitle(f"{what}, {where} (median; less is better)", fontsize=10)
     figure.tight_layout()
     figure.savefig(picture, dpi=130)
     plt.close(figure)

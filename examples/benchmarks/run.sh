@@ -25,6 +25,8 @@ measure() { # LAUNCHER... -- RATE
     # shellcheck disable=SC2086 # several numbers
     "${launcher[@]}" python "$here/vote.py" --rate "$2" --rounds "$rounds" --coordinates $coordinates --json "$results"
     "${launcher[@]}" python "$here/step.py" --rate "$2" --rounds "$rounds" --json "$results"
+    # As with a GPU, whose backward leaves the cores to communication.
+    "${launcher[@]}" python "$here/step.py" --rate "$2" --rounds "$rounds" --pause-ms 200 --json "$results"
 }
 
 {

@@ -5,9 +5,13 @@ write each gradient, so what is measured is what the optimizer adds: communicati
 With --coordinates 1e5 it is a small model of 10 parameters, where what an op costs by itself is all that counts:
 
     mpirun -np 4 python step.py --coordinates 1e5 --methods float32 signsgd signsgd_exchange signsgd_counts
+
+With --pause-ms 100 backward also sleeps so long in all, as a rank does whose GPU computes. The method one_bit_alone
+votes with nobody: what others take beyond its time is communication, without overlap and with it.
 """
 
 import argparse
+import time
 
 import horovod.torch as hvd
 import torch
@@ -24,7 +28,8 @@ def parse_arguments():
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=USUAL, help=f"default: {USUAL}")
     parser.add_argument("--coordinates", type=float, help="of a model of 10 equal parameters; default: ResNet-50")
     parser.add_argument("--rounds", type=int, default=9, help="default: 9")
-    parser.add_argument("--pause-ms", type=float, default=0.0, help="time that backward takes beside; default: 0")
+    parser.add_argument("--threads", type=int, default=1, help="of torch, and of the kernels, in each rank; default: 1")
+    parser.add_argument("--pause-ms", type=float, default=0.0, help="that backward sleeps besides; default: 0")
     parser.add_argument("--rate", default="unshaped", help="what the links are shaped to, for the record")
     parser.add_argument("--json", help="file to append results to")
     return parser.parse_args()
@@ -47,19 +52,22 @@ class _Layer(torch.autograd.Function):
     """Passes its input on; its backward writes the gradient of one parameter."""
 
     @staticmethod
-    def forward(ctx, x, p, gradient):
-        ctx.gradient = gradient
+    def forward(ctx, x, p, gradient, pause):
+        ctx.gradient, ctx.pause = gradient, pause
         return x + 0
 
     @staticmethod
     def backward(ctx, output_gradient):
-        return output_gradient, ctx.gradient * 1.0001, None
+        if ctx.pause:
+            time.sleep(ctx.pause)
+        return output_gradient, ctx.gradient * 1.0001, None, None
 
 
 class Trainer:
     """The model and one way to take its step."""
 
-    def __init__(self, wrap, gradients: list[torch.Tensor]):
+    def __init__(self, wrap, gradients: list[torch.Tensor], pause: float = 0.0):
+        self.pause = pause / len(gradients)
         self.parameters = [torch.nn.Parameter(torch.zeros_like(g)) for g in gradients]
         self.gradients = gradients
         named = [(f"p{i}", p) for i, p in enumerate(self.parameters)]
@@ -70,7 +78,7 @@ class Trainer:
             p.grad = None
         x = torch.zeros(1, requires_grad=True)
         for p, gradient in zip(self.parameters, self.gradients, strict=True):
-            x = _Layer.apply(x, p, gradient)
+            x = _Layer.apply(x, p, gradient, self.pause)
         x.sum().backward()
         if self.optimizer:
             self.optimizer.step()
@@ -103,6 +111,12 @@ def _ours(make, **options):
     return lambda parameters, named: hvs.DistributedOptimizer(make(parameters, LR), named, **options)
 
 
+def _alone(parameters, named):
+    """One bit, on a process set of this rank only: all of its work but the communication."""
+    return _ours(hvs.SignSGD, abstain=False, process_set=ALONE[hvd.rank()])(parameters, named)
+
+
+ALONE = [hvd.ProcessSet([rank]) for rank in range(MPI.COMM_WORLD.size)]
 METHODS = {
     "backward": None,
     "float32": _horovod(),
@@ -113,24 +127,26 @@ METHODS = {
     "signsgd_counts": _ours(hvs.SignSGD, transport="counts"),
     "signsgd_one_bit": _ours(hvs.SignSGD, abstain=False),
     "signum_one_bit": _ours(hvs.Signum, abstain=False),
+    "one_bit_no_overlap": _ours(hvs.SignSGD, abstain=False, overlap=False),
+    "one_bit_alone": _alone,
 }
-
-
-# The others only differ from signsgd in small models.
+# The two others differ from signsgd in small models only.
 USUAL = [name for name in METHODS if name not in ("signsgd_exchange", "signsgd_counts")]
 
 
 def main():
     args = parse_arguments()
-    hvd.init()
-    torch.set_num_threads(1)
+    hvd.init(process_sets=ALONE)
+    torch.set_num_threads(args.threads)
     generator = torch.Generator().manual_seed(hvd.rank())
     sizes = [int(args.coordinates / 10)] * 10 if args.coordinates else resnet50_sizes()
     gradients = [torch.randn(n, generator=generator) for n in sizes]
     names = ["backward", *(name for name in args.methods if name != "backward")]
-    trainers = {name: Trainer(METHODS[name], gradients) for name in names}
+    trainers = {name: Trainer(METHODS[name], gradients, 1e-3 * args.pause_ms) for name in names}
     results = side_by_side({name: each.step for name, each in trainers.items()}, args.rounds)
-    what = {"kind": "step", "rate": args.rate, "coordinates": sum(map(len, gradients)), "tensors": len(gradients)}
+    coordinates = sum(map(len, gradients))
+    what = {"kind": "step", "rate": args.rate, "coordinates": coordinates, "tensors": len(gradients)}
+    what["pause_ms"] = args.pause_ms
     records = [record(what, name, rounds) for name, rounds in results.items()]
     save(args.json, records)
     if MPI.COMM_WORLD.rank == 0:
@@ -147,10 +163,19 @@ def show(records: list[dict]):
     for r in records[1:]:
         added, (low, high) = r["ms"] - alone, (q - alone for q in r["ms_quartiles"])
         print(
-            f"  {r['method']:16} {added:9.2f} ms ({low:.2f} to {high:.2f})  {base / added:6.1f} x less than float32"
+            f"  {r['method']:18} {added:9.2f} ms ({low:.2f} to {high:.2f})  {base / added:6.1f} x less than float32"
             f"  {r['bytes'] / 1e6:8.2f} MB sent",
             flush=True,
         )
+    show_communication({r["method"]: r["ms"] for r in records})
+
+
+def show_communication(ms: dict[str, float]):
+    """What part of a step of one bit is communication, without overlap and with it."""
+    if {"one_bit_alone", "one_bit_no_overlap", "signsgd_one_bit"} <= ms.keys():
+        alone = ms["one_bit_alone"]
+        before, after = ((ms[name] - alone) / ms[name] for name in ("one_bit_no_overlap", "signsgd_one_bit"))
+        print(f"  communication of one bit: {before:.0%} of the step without overlap, {after:.0%} with it", flush=True)
 
 
 if __name__ == "__main__":

@@ -27,21 +27,21 @@ DTYPES = {"float16": 0, "bfloat16": 1, "float32": 2, "float64": 3}
 
 ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
-_ABI_VERSION = 1
+_ABI_VERSION = 2
 _VARIABLE = "HOROVOD_SIGN_KERNELS"
 
 _pointer, _int, _long = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 _SIGNATURES = {
-    "pack": (None, _int, _int, _long, _pointer, _pointer, _pointer, _pointer, _pointer, _pointer),
-    "interpolate_pack": (None, _int, _int, _long, *[_pointer] * 5, _int, _pointer, _pointer, _pointer),
-    "tally": (_long, _long, _pointer, _pointer, _long, _pointer, _pointer),
-    "unpack_int8": (None, _pointer, _pointer, _long, _pointer),
-    "unpack": (None, _int, _long, *[_pointer] * 5),
-    "apply": (None, _int, _long, *[_pointer] * 7),
-    "encode_counts": (None, _int, _pointer, _pointer, _long, _pointer),
-    "decode_counts": (_long, _int, _pointer, _long, _long, _pointer, _pointer),
+    "pack": (None, _int, _int, _int, _long, _pointer, _pointer, _pointer, _pointer, _pointer, _pointer),
+    "interpolate_pack": (None, _int, _int, _int, _long, *[_pointer] * 5, _int, _pointer, _pointer, _pointer),
+    "tally": (_long, _int, _long, _pointer, _pointer, _long, _pointer, _pointer),
+    "unpack_int8": (None, _int, _pointer, _pointer, _long, _pointer),
+    "unpack": (None, _int, _int, _long, *[_pointer] * 5),
+    "apply": (None, _int, _int, _long, *[_pointer] * 7),
+    "encode_counts": (None, _int, _int, _pointer, _pointer, _long, _pointer),
+    "decode_counts": (_long, _int, _int, _pointer, _long, _long, _pointer, _pointer),
     "all_ones": (_int, _pointer, _long),
-    "agreement": (_long, _pointer, _pointer, _pointer, _pointer, _long),
+    "agreement": (_long, _int, _pointer, _pointer, _pointer, _pointer, _long),
     "read_loop": (ctypes.c_uint64, _pointer, _long),
     "read_write_loop": (None, _pointer, _long),
 }
@@ -178,14 +178,26 @@ def _per_segment(values, k):
     return np.ascontiguousarray(array)
 
 
+def given_threads():
+    """How many threads this process was given: OMP_NUM_THREADS, or the cores that it may run on."""
+    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if given.isdecimal() and int(given) > 0:
+        return int(given)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Kernels:
-    """One kernel set, by name. `dtype` is a name such as "bfloat16", a NumPy dtype, or a number of DTYPES."""
+    """One kernel set, by name. `dtype` is a name such as "bfloat16", a NumPy dtype, or a number of DTYPES.
+
+    Attributes:
+        threads: how many threads work on large tensors; may be set at any time, and no result depends on it.
+    """
 
     def __init__(self, name):
         table = _library.hs_kernels(name.encode())
         if not table:
             raise ValueError(f"no kernel set {name!r} on this processor; available: {', '.join(supported())}")
-        self.name = name
+        self.name, self.threads = name, given_threads()
         for function, (restype, *argtypes) in _SIGNATURES.items():
             pointer = getattr(table.contents, function)
             setattr(self, "_" + function, ctypes.CFUNCTYPE(restype, *argtypes)(pointer))
@@ -199,6 +211,7 @@ class Kernels:
         if mode == ABSTAIN and nonzero is None:
             raise ValueError("mode ABSTAIN needs a nonzero plane")
         self._pack(
+            self.threads,
             dtype_code(dtype),
             mode,
             segments.k,
@@ -226,6 +239,7 @@ class Kernels:
         if momenta.shape != (segments.k,):
             raise ValueError(f"{segments.k} segments need as many momenta, not {len(momenta)}")
         self._interpolate_pack(
+            self.threads,
             dtype_code(dtype),
             mode,
             segments.k,
@@ -257,15 +271,16 @@ class Kernels:
         if out_nonzero is None and not one_bit:
             raise ValueError("a nonzero plane to write is needed unless one_bit is set")
         out_nonzero = 0 if one_bit else address(out_nonzero)
-        return self._tally(m, address(signs), address(nonzeros), nbytes, address(out_sign), out_nonzero)
+        return self._tally(self.threads, m, address(signs), address(nonzeros), nbytes, address(out_sign), out_nonzero)
 
     def unpack_int8(self, sign, nonzero, n, out):
         """Writes n votes as int8 -1, 0, +1."""
-        self._unpack_int8(address(sign), address(nonzero), n, address(out))
+        self._unpack_int8(self.threads, address(sign), address(nonzero), n, address(out))
 
     def unpack(self, dtype, segments, sign, nonzero=None):
         """Writes the votes -1, 0, +1 into the segments."""
         self._unpack(
+            self.threads,
             dtype_code(dtype),
             segments.k,
             segments._pointers,
@@ -279,6 +294,7 @@ class Kernels:
         """x <- x - lr (vote + weight_decay x) for all segments; lr and weight_decay: one number, or one per segment."""
         lr, weight_decay = _per_segment(lr, segments.k), _per_segment(weight_decay, segments.k)
         self._apply(
+            self.threads,
             dtype_code(dtype),
             segments.k,
             segments._pointers,
@@ -293,7 +309,7 @@ class Kernels:
     def encode_counts(self, bits, sign, nonzero, n, fields):
         """Writes n votes as fields of `bits` bits (0 minus, 1 abstains, 2 plus): ceil(n bits / 8) bytes."""
         _check_bits(bits)
-        self._encode_counts(bits, address(sign), address(nonzero), n, address(fields))
+        self._encode_counts(self.threads, bits, address(sign), address(nonzero), n, address(fields))
 
     def decode_counts(self, bits, fields, voters, n, out_sign, out_nonzero=None, one_bit=False):
         """Planes (whole words) of the majority from n summed fields; returns the number of ties."""
@@ -301,7 +317,7 @@ class Kernels:
         if out_nonzero is None and not one_bit:
             raise ValueError("a nonzero plane to write is needed unless one_bit is set")
         out_nonzero = 0 if one_bit else address(out_nonzero)
-        return self._decode_counts(bits, address(fields), voters, n, address(out_sign), out_nonzero)
+        return self._decode_counts(self.threads, bits, address(fields), voters, n, address(out_sign), out_nonzero)
 
     def all_ones(self, plane, nbytes):
         """Whether a nonzero plane abstains nowhere in its first nbytes bytes."""
@@ -309,7 +325,9 @@ class Kernels:
 
     def agreement(self, sign_a, nonzero_a, sign_b, nonzero_b, n):
         """Of the first n coordinates, the number where both ballots vote and vote alike."""
-        return self._agreement(address(sign_a), address(nonzero_a), address(sign_b), address(nonzero_b), n)
+        return self._agreement(
+            self.threads, address(sign_a), address(nonzero_a), address(sign_b), address(nonzero_b), n
+        )
 
     def read_loop(self, data, nbytes):
         """Reads memory as fast as this set can; returns a checksum."""

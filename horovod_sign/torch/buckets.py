@@ -15,7 +15,7 @@ from horovod_sign.rules import Rule
 from horovod_sign.torch import eager
 from horovod_sign.torch.layout import like, same_layout
 from horovod_sign.torch.optimizers import local_ballot, momentum_buffer, take_step, warming_up
-from horovod_sign.torch.planes import DTYPES, has_kernels
+from horovod_sign.torch.planes import DTYPES, has_kernels, kernels
 from horovod_sign.voting.messages import Planes
 
 # Gradients are packed when so many coordinates of them have arrived: few calls, and before they have left the cache.
@@ -124,7 +124,7 @@ class Bucket:
                     slot.parameter.grad = eager.votes(*self._piece(decided, slot), slot.parameter)
                 continue
             segments = self._segments(slots, [slot.parameter.grad for slot in slots])
-            native.kernels().unpack(dtype, segments, decided.sign, decided.nonzero)
+            kernels().unpack(dtype, segments, decided.sign, decided.nonzero)
 
     def take_step(self, decided: Planes):
         """x <- x - lr * (vote + weight_decay * x), straight from the bits, in one pass over the parameters."""
@@ -136,7 +136,7 @@ class Bucket:
                     take_step(slot.parameter, eager.votes(*self._piece(decided, slot), slot.parameter), group)
                 continue
             segments, lr, decay = self._segments(slots, parameters), group["lr"], group["weight_decay"]
-            native.kernels().apply(dtype, segments, decided.sign, decided.nonzero, float(lr), float(decay))
+            kernels().apply(dtype, segments, decided.sign, decided.nonzero, float(lr), float(decay))
 
     def forget(self):
         """Expects the gradients of a new step."""
@@ -174,11 +174,11 @@ class Bucket:
         segments, mode = self._segments(slots, gradients), native.ABSTAIN if abstain else native.ONEBIT
         planes = self._sign, self._nonzero if abstain else None
         if not rule.has_momentum:
-            zeros, nans = native.kernels().pack(dtype, mode, segments, *planes)
+            zeros, nans = kernels().pack(dtype, mode, segments, *planes)
         else:
             parameters = [slot.parameter for slot in slots]
             momenta = [momentum_buffer(p, self._voter.vote_state(p)).data_ptr() for p in parameters]
-            zeros, nans = native.kernels().interpolate_pack(
+            zeros, nans = kernels().interpolate_pack(
                 dtype, mode, segments, momenta, rule.beta_vote, rule.beta_state, *planes, vote_gradient=warm
             )
         self._zeros += zeros

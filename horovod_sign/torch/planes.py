@@ -24,6 +24,13 @@ def has_kernels(tensor: torch.Tensor) -> bool:
     return tensor.device.type == "cpu"
 
 
+def kernels() -> native.Kernels:
+    """The native kernels, on as many threads as torch's own operations use."""
+    chosen = native.kernels()
+    chosen.threads = torch.get_num_threads()
+    return chosen
+
+
 def pack(tensor: torch.Tensor, abstain: bool) -> Planes:
     """The ballot of one tensor, its coordinates in C order."""
     check_votable("the tensor", tensor)
@@ -35,7 +42,7 @@ def pack(tensor: torch.Tensor, abstain: bool) -> Planes:
     sign = np.empty(segments.plane_bytes, np.uint8)
     nonzero = np.empty_like(sign) if abstain else None
     mode = native.ABSTAIN if abstain else native.ONEBIT
-    zeros, nans = native.kernels().pack(DTYPES[tensor.dtype], mode, segments, sign, nonzero)
+    zeros, nans = kernels().pack(DTYPES[tensor.dtype], mode, segments, sign, nonzero)
     return Planes(sign, nonzero if zeros or nans else None)
 
 
@@ -45,5 +52,5 @@ def unpack(decided: Planes, shape: torch.Size, dtype: torch.dtype, device: torch
     if not has_kernels(votes):
         return eager.votes(decided.sign, decided.nonzero, votes)
     segments = native.Segments([(votes.data_ptr(), votes.numel())])
-    native.kernels().unpack(DTYPES[dtype], segments, decided.sign, decided.nonzero)
+    kernels().unpack(DTYPES[dtype], segments, decided.sign, decided.nonzero)
     return votes

@@ -79,7 +79,8 @@ class Votes:
         voted_on = trainable(optimizer, labels)
         nodes = find_nodes(options.process_set) if options.hierarchical else None
         transport, collectives = carriers(voted_on, options, name, self._agreed, nodes)
-        self.monitor = Monitor(collectives.rank, collectives.size)
+        self._nodes = nodes
+        self.monitor = Monitor(self._voter(collectives.rank), collectives.size, not options.abstain)
         self.scaling = Scaling(options.grad_scaler, options.process_set, name)
         self.pipeline = Pipeline([], collectives, transport, options.abstain, options.passes, name, nodes)
         self.pipeline.in_backward = options.early and self._agreed and not self.scaling.used
@@ -140,9 +141,12 @@ class Votes:
         collectives = HorovodCollectives(self.options.process_set)
         self.pipeline.restart(collectives, name)
         self.scaling = Scaling(self.options.grad_scaler, self.options.process_set, name)
-        self.monitor.restart(collectives.rank, collectives.size)
+        self.monitor.restart(self._voter(collectives.rank), collectives.size)
         self.pipeline.in_backward = self.options.early and not self.scaling.used
         self._agreed = True
+
+    def _voter(self, rank: int) -> str:
+        return f"rank {rank}" if self._nodes is None else f"the node of rank {hvd.rank()}"
 
     def _ids(self) -> list[int]:
         return [id(p) for group in self._optimizer.param_groups for p in group["params"] if p.requires_grad]

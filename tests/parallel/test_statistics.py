@@ -78,13 +78,14 @@ def test_scalars_for_tensorboard():
 
 
 @pytest.mark.parametrize("kind", ["honest", "flipped"])
-def test_a_rank_that_systematically_disagrees_is_reported(kind):
-    """Once, on that rank, by its number; honest ranks with noisy gradients are not."""
+@pytest.mark.parametrize("abstain", [True, False])
+def test_a_rank_that_systematically_disagrees_is_reported(kind, abstain):
+    """Once, on that rank, by its number; honest ranks with noisy gradients are not, where ties are +1 neither."""
     last = hvd.size() - 1
     p = torch.nn.Parameter(torch.zeros(500))
     if kind == "flipped" and hvd.rank() == last:
         hvs.adversaries.corrupt([p], "flipped")
-    optimizer = hvs.DistributedOptimizer(hvs.SignSGD([p], 0.0))
+    optimizer = hvs.DistributedOptimizer(hvs.SignSGD([p], 0.0), abstain=abstain)
     generator = torch.Generator().manual_seed(hvd.rank())
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
@@ -107,4 +108,6 @@ def test_the_agreement_of_random_votes():
         vote = np.sign(signs.sum(1))
         simulated = (signs[:, 0] == vote)[vote != 0].mean()
         assert abs(chance_agreement(size) - simulated) < 0.02
+        simulated = (signs[:, 0] == np.where(signs.sum(1) < 0, -1, 1)).mean()
+        assert abs(chance_agreement(size, one_bit=True) - simulated) < 0.02
     assert 0.5 < chance_agreement(100_000) < 0.51

@@ -87,7 +87,8 @@ class VoteStatisticsCallback(keras.callbacks.Callback):
         if logs is not None:
             logs.update({f"vote_{field}": getattr(statistics, field) for field in ("agreement", "abstained", "ties")})
             logs.update(vote_nans=statistics.nans, vote_bytes_sent=statistics.bytes_sent / steps)
-        self._warn("disagrees", systematic_disagreement(election.rank, election.size, *counters.agreement))
+        voter, one_bit = f"rank {election.rank}", not election.abstain
+        self._warn("disagrees", systematic_disagreement(voter, election.size, one_bit, *counters.agreement))
         if statistics.nans:
             self._warn(
                 "nans",
