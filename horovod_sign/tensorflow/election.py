@@ -22,6 +22,7 @@ from horovod_sign.tensorflow.ballots import momentum_packer, packer, unpacker
 from horovod_sign.tensorflow.collectives import carry_out
 from horovod_sign.tensorflow.statistics import Counters, count, count_nans
 from horovod_sign.voting.agreement import disagreement, encode_record
+from horovod_sign.voting.choice import choose
 from horovod_sign.voting.messages import Planes
 from horovod_sign.voting.protocols import PROTOCOLS, TRANSPORTS
 
@@ -70,7 +71,7 @@ class Election:
         rule: what each worker votes on.
         process_set: Horovod's.
         abstain: whether zeros, NaN and ties are 0 or +1.
-        transport: "auto", "exchange" or "counts".
+        transport: "exchange", "counts", or "auto": the one that costs less by `voting.choice`.
 
     Attributes:
         counters: what happened in the votes.
@@ -125,11 +126,13 @@ class Election:
         gradients = [self.dense(g, v) for g, v in zip(gradients, variables, strict=True)]
         votes = [None if none else tf.zeros(v.shape, v.dtype) for none, v in zip(absent, variables, strict=True)]
         counted = [tf.zeros_like(self.counters.latest)]
+        voted_on = sum(v.count for v, none in zip(variables, absent, strict=True) if not none)
+        protocol = PROTOCOLS[self._way(voted_on)]
         for number, bucket in enumerate(_buckets(variables, absent)):
             pick = [_present(gradients[i], variables[i]) for i in bucket]
             slots = None if momentum is None else [momentum.slots[i] for i in bucket]
             on_gradient = False if momentum is None else momentum.on_gradient
-            decided, counts = self._vote_bucket(pick, slots, on_gradient, abstaining, number)
+            decided, counts = self._vote_bucket(protocol, pick, slots, on_gradient, abstaining, number)
             counted.append(counts)
             for i, vote in zip(bucket, decided, strict=True):
                 votes[i] = vote
@@ -159,9 +162,14 @@ class Election:
             gradient = tf.math.unsorted_segment_sum(gradient.values, gradient.indices, variable.shape[0])
         return tf.ensure_shape(tf.stop_gradient(tf.convert_to_tensor(gradient)), variable.shape)
 
-    def _vote_bucket(self, gradients, slots, on_gradient, abstaining, number):
+    def _way(self, coordinates: int) -> str:
+        """The name of the protocol, for so many coordinates in all: the same on all ranks."""
+        if self._transport != "auto":
+            return self._transport
+        return "exchange" if self.size == 1 else choose(coordinates, self.size, self.abstain, can_go_direct=False)
+
+    def _vote_bucket(self, protocol, gradients, slots, on_gradient, abstaining, number):
         ballot = self._pack(gradients, slots, on_gradient, abstaining)
-        protocol = PROTOCOLS["exchange" if self._transport == "auto" else self._transport]
         running = protocol(ballot, self.rank, self.size, not self.abstain, messages)
         decided, sent = carry_out(running, self._process_set, f"{self.name}.{number}", self.rank, self.size)
         layout = tuple((tuple(g.shape), g.dtype) for g in gradients)

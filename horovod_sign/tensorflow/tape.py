@@ -37,7 +37,8 @@ def DistributedGradientTape(
         sparse_as_dense: has no effect: sparse gradients (`tf.IndexedSlices`) are always voted on, and returned, dense.
         process_set: Horovod's, of the ranks that vote.
         abstain: zeros, NaN and ties are 0 (True) or +1 (False).
-        transport: "exchange", "counts", or "auto", which is the exchange. See `horovod_sign.majority_vote`.
+        transport: "exchange", "counts", or "auto": what costs less for so many coordinates and ranks by
+            `horovod_sign.voting.choice`.
         backward_passes_per_step: votes are on the mean gradient of so many calls of `gradient`; the calls between
             return zeros.
 

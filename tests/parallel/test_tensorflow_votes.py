@@ -54,6 +54,22 @@ def test_votes_equal_numpy_and_mpi(transport, abstain):
             np.testing.assert_array_equal(mpi, expected)
 
 
+@pytest.mark.parametrize("n, ops", [(1000, {"HorovodAllreduce"}), (2_000_000, {"HorovodAlltoall", "HorovodAllgather"})])
+def test_auto_takes_counts_for_small_models(n, ops):
+    election, v = Election(rules.signsgd()), Coordinates((n,), tf.float32)
+    of_all = [oracle.gradients(rank, n, np.float32, 3) for rank in range(SIZE)]
+
+    @tf.function
+    def vote(g):
+        return election.vote([g], [v], ["0"])[0]
+
+    decided = vote(tf.constant(of_all[RANK]))
+    np.testing.assert_array_equal(decided.numpy().astype(np.int8), oracle.vote(of_all, True))
+    graph = vote.get_concrete_function(tf.TensorSpec(v.shape, v.dtype)).graph
+    used = {op.type for op in graph.get_operations() if op.type.startswith("Horovod")}
+    assert used == (ops if SIZE > 1 else set())
+
+
 @pytest.mark.parametrize("abstain", [True, False])
 @pytest.mark.parametrize("transport", ["exchange", "counts"])
 def test_votes_equal_pytorch(transport, abstain):

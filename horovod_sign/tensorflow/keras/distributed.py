@@ -53,7 +53,8 @@ def DistributedOptimizer(
         backward_passes_per_step: the same as Keras's `gradient_accumulation_steps`, and sets it.
         process_set: Horovod's, of the ranks that vote.
         abstain: zeros, NaN and ties are 0 (True), or +1 (False).
-        transport: "exchange", "counts", or "auto", which is the exchange. See `horovod_sign.majority_vote`.
+        transport: "exchange", "counts", or "auto": what costs less for so many coordinates and ranks by
+            `horovod_sign.voting.choice`.
 
     Returns:
         `optimizer`, now of a subclass of its class that has the same name and saves and loads as that class. A variable
