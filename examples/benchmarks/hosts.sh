@@ -2,7 +2,8 @@
 # hosts.sh: a real TCP cluster on one Linux machine, with every host's link shaped to a rate.
 #
 #   hosts.sh up N RATE       N hosts h0..h(N-1), each a network namespace on one bridge; RATE like 1gbit, 10gbit, none
-#   hosts.sh run N CMD...   one MPI rank per host: Open MPI's mpirun starts CMD over TCP, no shared memory
+#   hosts.sh run N CMD...    one MPI rank per host: Open MPI's mpirun starts CMD over TCP, no shared memory
+#   PER_HOST=2 hosts.sh run N CMD...   two ranks per host, which share memory
 #   hosts.sh bytes          bytes sent and received so far by each host's link (from the kernel's counters)
 #   hosts.sh down           remove the hosts
 #
@@ -33,11 +34,13 @@ up)
 run)
   n=$2
   shift 2
-  list=$(seq -s, -f 'h%g:1' 0 $((n - 1)))
+  per_host=${PER_HOST:-1} btl=tcp,self
+  [[ $per_host == 1 ]] || btl=tcp,sm,self
+  list=$(seq -s, -f "h%g:$per_host" 0 $((n - 1)))
   export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
   exec ip netns exec h0 unshare --uts /bin/sh -c 'hostname h0; exec "$0" "$@"' \
     mpirun --prtemca plm ssh --prtemca plm_ssh_agent "$(realpath "$0")" --prtemca prte_if_include eth0 \
-    --mca pml ob1 --mca btl tcp,self --mca btl_tcp_if_include eth0 --mca mpi_yield_when_idle 1 \
+    --mca pml ob1 --mca btl $btl --mca btl_tcp_if_include eth0 --mca mpi_yield_when_idle 1 \
     --map-by node:OVERSUBSCRIBE --bind-to none -H "$list" "$@"
   ;;
 bytes)
@@ -58,7 +61,7 @@ h[0-9]*) # called by mpirun as its ssh agent: HOST COMMAND...
   exec ip netns exec "$host" unshare --uts /bin/sh -c "hostname $host; $*"
   ;;
 *)
-  sed -n '2,11p' "$0"
+  sed -n '2,12p' "$0"
   exit 2
   ;;
 esac

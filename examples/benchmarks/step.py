@@ -116,7 +116,7 @@ def _alone(parameters, named):
     return _ours(hvs.SignSGD, abstain=False, process_set=ALONE[hvd.rank()])(parameters, named)
 
 
-ALONE = [hvd.ProcessSet([rank]) for rank in range(MPI.COMM_WORLD.size)]
+ALONE: list[hvd.ProcessSet] = []  # one for each rank, made only where needed: the engine asks for each in each round
 METHODS = {
     "backward": None,
     "float32": _horovod(),
@@ -129,14 +129,17 @@ METHODS = {
     "signum_one_bit": _ours(hvs.Signum, abstain=False),
     "one_bit_no_overlap": _ours(hvs.SignSGD, abstain=False, overlap=False),
     "one_bit_alone": _alone,
+    "one_bit_hierarchical": _ours(hvs.SignSGD, abstain=False, hierarchical=True),
 }
-# The two others differ from signsgd in small models only.
-USUAL = [name for name in METHODS if name not in ("signsgd_exchange", "signsgd_counts")]
+# Others differ from signsgd in small models only, or where nodes have several ranks.
+USUAL = [name for name in METHODS if name not in ("signsgd_exchange", "signsgd_counts", "one_bit_hierarchical")]
 
 
 def main():
     args = parse_arguments()
-    hvd.init(process_sets=ALONE)
+    hvd.init(process_sets="dynamic")
+    if "one_bit_alone" in args.methods:
+        ALONE.extend(hvd.add_process_set([rank]) for rank in range(hvd.size()))
     torch.set_num_threads(args.threads)
     generator = torch.Generator().manual_seed(hvd.rank())
     sizes = [int(args.coordinates / 10)] * 10 if args.coordinates else resnet50_sizes()

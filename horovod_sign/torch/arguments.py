@@ -1,5 +1,6 @@
 """What `DistributedOptimizer` is given: checked before anything is built or sent."""
 
+import os
 from collections import Counter
 
 import horovod.torch as hvd
@@ -22,7 +23,12 @@ def check_process_set(process_set):
         raise ValueError(f"rank {hvd.rank()} is not in the process set {process_set.ranks}: leave it out of the vote")
 
 
-def check_arguments(optimizer, passes, transport, bucket_cap_mb, grad_scaler, unsupported):
+def in_elastic_job() -> bool:
+    """Whether ranks come and go."""
+    return os.environ.get("HOROVOD_ELASTIC") == "1"
+
+
+def check_arguments(optimizer, passes, transport, bucket_cap_mb, grad_scaler, hierarchical, unsupported):
     """Raises TypeError or ValueError, in one sentence, for arguments that cannot be meant."""
     if unsupported:
         raise TypeError(
@@ -46,6 +52,8 @@ def check_arguments(optimizer, passes, transport, bucket_cap_mb, grad_scaler, un
         raise ValueError(f"bucket_cap_mb must be more than 0, got {bucket_cap_mb!r}")
     if grad_scaler is not None and not isinstance(grad_scaler, torch.amp.GradScaler):
         raise TypeError(f"grad_scaler must be a torch.amp.GradScaler, got {type(grad_scaler).__name__}")
+    if hierarchical and in_elastic_job():
+        raise ValueError("hierarchical=True cannot be used in an elastic job, whose nodes come and go: leave it out")
 
 
 def names_by_parameter(named_parameters) -> dict[torch.Tensor, str]:

@@ -1,6 +1,5 @@
 """`DistributedOptimizer`: any torch optimizer, stepping by the majority vote of all ranks."""
 
-import os
 import warnings
 import weakref
 from contextlib import contextmanager
@@ -103,11 +102,9 @@ def DistributedOptimizer(
     check_process_set(process_set)
     error, rule, labels = None, Rule(), {}
     try:
-        check_arguments(optimizer, backward_passes_per_step, transport, bucket_cap_mb, grad_scaler, unsupported)
-        if hierarchical and os.environ.get("HOROVOD_ELASTIC") == "1":
-            raise ValueError(
-                "hierarchical=True cannot be used in an elastic job, whose nodes come and go: leave it out"
-            )
+        check_arguments(
+            optimizer, backward_passes_per_step, transport, bucket_cap_mb, grad_scaler, hierarchical, unsupported
+        )
         rule = _chosen_rule(optimizer, compression)
         if named_parameters is not None:
             labels = names_by_parameter(named_parameters)

@@ -1,6 +1,5 @@
 """All the votes of one optimizer: on which parameters, among which ranks, and what came of them."""
 
-import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import torch
 
 from horovod_sign.statistics import Monitor
 from horovod_sign.torch.agreement import agree, describe
-from horovod_sign.torch.arguments import check_parameters, trainable
+from horovod_sign.torch.arguments import check_parameters, in_elastic_job, trainable
 from horovod_sign.torch.buckets import Bucket, make_buckets
 from horovod_sign.torch.collectives import HorovodCollectives
 from horovod_sign.torch.nodes import find_nodes
@@ -71,7 +70,7 @@ class Votes:
         self._names: dict[torch.Tensor, str] = {}
         self._trainable: list[int] = []
         # A rank that joins an elastic job makes its optimizer alone: there all agree at the first step they take.
-        self._agreed = os.environ.get("HOROVOD_ELASTIC") != "1"
+        self._agreed = not in_elastic_job()
         self.is_elastic, self.has_history = False, False
         name = self._agree(error) if self._agreed else ""
         if error is not None:

@@ -104,7 +104,7 @@ def test_bytes_are_those_of_the_transports():
     """One bit in each phase of an exchange, and a byte a message; two bits, more for more ranks, in counts."""
     n, words = 64 * 60, 60
     x, g = [keras.Variable(np.zeros(n, np.float32))], [np.ones(n, np.float32)]
-    optimizer = hvs.DistributedOptimizer(hvs.SignSGD(1.0))
+    optimizer = hvs.DistributedOptimizer(hvs.SignSGD(1.0), transport="exchange")
     step(optimizer, x, g)
     share = 8 * -(-words // SIZE)
     mine = min(share, max(8 * words - RANK * share, 0))
@@ -187,6 +187,6 @@ def test_tapes_tell_their_bytes_by_their_compression():
     for number in range(2):
         with tf.GradientTape() as tape:
             loss = tf.reduce_sum(x * x)
-        tape_hvs.DistributedGradientTape(tape, compression=compression).gradient(loss, [x])
+        tape_hvs.DistributedGradientTape(tape, compression=compression, transport="exchange").gradient(loss, [x])
         assert compression.bytes_sent == (2 * (SIZE - 1) * 9 if SIZE > 1 else 0)
         assert compression.vote_statistics().step == number + 1
