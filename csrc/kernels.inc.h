@@ -150,11 +150,15 @@ HS_INLINE uint64_t nan_word(const typename T::Block& x) {
   return top_bits(y);
 }
 
+// Set where x < 0, by arithmetic on the bits as unsigned integers. Subtracting 1 clears the top bit of -0. Adding what
+// lies between infinity and the largest integer of the same sign overflows for negative NaNs, which clears theirs. The top
+// bit of +0 is set by the first, and not by the second.
 template <class T>
 HS_INLINE uint64_t minus_word(const typename T::Block& x) {
   typename T::Block y;
   HS_UNROLL
-  for (int i = 0; i < T::kVectors; ++i) y[i] = x[i] & ~idle_lanes<T>(x[i]);
+  for (int i = 0; i < T::kVectors; ++i)
+    y[i] = (x[i] - typename T::Word{1}) & (x[i] + typename T::Word(T::kMagnitude - T::kInf));
   return top_bits(y);
 }
 
