@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Measures the vote and the training step, side by side with Horovod's own and with other ways, on hosts made here.
 #
-#   sudo examples/benchmarks/run.sh                           hosts 2 4 8; links of 1gbit, 10gbit; and shared memory
+#   sudo examples/benchmarks/run.sh                           hosts 2 3 4 8; links of 1gbit, 10gbit; and shared memory
 #   HOSTS="4" RATES="1gbit" ROUNDS=5 run.sh OUTPUT_FOLDER     less of it
 #
 # Results go to OUTPUT_FOLDER (default: build/benchmarks): results.jsonl, a PNG for each table, and the tables as text;
@@ -13,7 +13,7 @@
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 out=${1:-$here/../../build/benchmarks}
-hosts=${HOSTS:-2 4 8} rates=${RATES:-1gbit 10gbit} rounds=${ROUNDS:-7} coordinates=${COORDINATES:-1e5 1e6 25.6e6}
+hosts=${HOSTS:-2 3 4 8} rates=${RATES:-1gbit 10gbit} rounds=${ROUNDS:-7} coordinates=${COORDINATES:-1e5 1e6 25.6e6}
 export PATH=$here/../../.venv/bin:$PATH OMP_NUM_THREADS=1 OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 mkdir -p "$out"
 results=$out/results.jsonl
