@@ -13,6 +13,7 @@ RANKS = {
     "test_torch_training.py": (1, 2, 3, 4),
     "test_torch_transports.py": (2, 3),
     "test_torch_hierarchy.py": (3, 4),
+    "test_torch_nodes.py": (2, 4),
     "test_torch_faults.py": (1, 3, 5),
     "test_torch_models.py": (1, 3),
     "test_torch_restarts.py": (1, 2, 3),

@@ -67,7 +67,7 @@ class Trainer:
     """The model and one way to take its step."""
 
     def __init__(self, wrap, gradients: list[torch.Tensor], pause: float = 0.0):
-        self.pause = pause / len(gradients)
+        self.pauses = _pauses(gradients, pause)
         self.parameters = [torch.nn.Parameter(torch.zeros_like(g)) for g in gradients]
         self.gradients = gradients
         named = [(f"p{i}", p) for i, p in enumerate(self.parameters)]
@@ -77,11 +77,18 @@ class Trainer:
         for p in self.parameters:
             p.grad = None
         x = torch.zeros(1, requires_grad=True)
-        for p, gradient in zip(self.parameters, self.gradients, strict=True):
-            x = _Layer.apply(x, p, gradient, self.pause)
+        for p, gradient, pause in zip(self.parameters, self.gradients, self.pauses, strict=True):
+            x = _Layer.apply(x, p, gradient, pause)
         x.sum().backward()
         if self.optimizer:
             self.optimizer.step()
+
+
+def _pauses(gradients: list[torch.Tensor], seconds: float, each: float = 0.01) -> list[float]:
+    """Seconds that each layer sleeps, by its share of the coordinates; few long sleeps, since each wakes late."""
+    coordinates = torch.tensor([float(g.numel()) for g in gradients])
+    slept = torch.floor(coordinates.cumsum(0) / coordinates.sum() * seconds / each + 1e-6)
+    return (slept.diff(prepend=torch.zeros(1)) * each).tolist()
 
 
 class ByteAllgather:
@@ -116,7 +123,7 @@ def _alone(parameters, named):
     return _ours(hvs.SignSGD, abstain=False, process_set=ALONE[hvd.rank()])(parameters, named)
 
 
-ALONE: list[hvd.ProcessSet] = []  # one for each rank, made only where needed: the engine asks for each in each round
+ALONE = [hvd.ProcessSet([rank]) for rank in range(MPI.COMM_WORLD.size)]
 METHODS = {
     "backward": None,
     "float32": _horovod(),
@@ -137,9 +144,9 @@ USUAL = [name for name in METHODS if name not in ("signsgd_exchange", "signsgd_c
 
 def main():
     args = parse_arguments()
-    hvd.init(process_sets="dynamic")
-    if "one_bit_alone" in args.methods:
-        ALONE.extend(hvd.add_process_set([rank]) for rank in range(hvd.size()))
+    # Only those that are needed: the engine goes through all of them in each of its cycles.
+    alone = ALONE if "one_bit_alone" in args.methods else []
+    hvd.init(process_sets=alone + (hvs.node_process_sets() if "one_bit_hierarchical" in args.methods else []))
     torch.set_num_threads(args.threads)
     generator = torch.Generator().manual_seed(hvd.rank())
     sizes = [int(args.coordinates / 10)] * 10 if args.coordinates else resnet50_sizes()

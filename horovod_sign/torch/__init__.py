@@ -18,6 +18,7 @@ from horovod_sign.torch import adversaries, elastic
 from horovod_sign.torch.checkpoints import gather_state_dict
 from horovod_sign.torch.compression import Compression
 from horovod_sign.torch.distributed import DistributedOptimizer
+from horovod_sign.torch.nodes import node_process_sets
 from horovod_sign.torch.optimizers import SignSGD, Signum
 
 __all__ = [
@@ -29,4 +30,5 @@ __all__ = [
     "adversaries",
     "elastic",
     "gather_state_dict",
+    "node_process_sets",
 ]

@@ -86,7 +86,8 @@ def DistributedOptimizer(
         hierarchical: each node has one vote, on the mean over its ranks of their gradients, taken in float32 (float64
             for float64) by Horovod within the node: sign(sum over nodes k of sign(v_k)). Nodes are host names; they may
             have different numbers of ranks, and still have one vote each. A rank's missing gradients count as zeros in
-            the mean, and a NaN makes its whole node abstain there. Needs `hvd.init(process_sets="dynamic")`.
+            the mean, and a NaN makes its whole node abstain there. Needs
+            `hvd.init(process_sets=hvs.node_process_sets())`.
 
     Returns:
         An optimizer of a subclass of the class of `optimizer`, with Horovod's `synchronize()` and `skip_synchronize()`.

@@ -1,5 +1,6 @@
 """The nodes that ranks run on, for `hierarchical=True`: ranks of a node, and one rank of each node, as process sets."""
 
+import os
 import socket
 from typing import Any, NamedTuple
 
@@ -8,8 +9,12 @@ import horovod.torch as hvd
 _sets: dict[tuple[int, ...], Any] = {}
 
 _STATIC = (
-    "hierarchical=True makes process sets, and Horovod was not told that there will be some: call "
-    'hvd.init(process_sets="dynamic")'
+    "hierarchical=True needs process sets that Horovod was not given: call "
+    'hvd.init(process_sets=hvs.node_process_sets()), or hvd.init(process_sets="dynamic") where there is no MPI'
+)
+_NO_MPI = (
+    "hvs.node_process_sets() asks all ranks for their host names by MPI, before Horovod is initialised, and MPI does "
+    'not reach them: launch by mpirun with mpi4py installed, or call hvd.init(process_sets="dynamic") instead'
 )
 
 
@@ -39,16 +44,43 @@ def find_nodes(process_set) -> Nodes:
     """
     if process_set.size() != hvd.size():
         raise ValueError("hierarchical=True is for votes of all ranks: leave process_set out")
-    names = hvd.allgather_object(host_name(), name="horovod_sign.torch.hosts")
-    ranks_of: dict[str, list[int]] = {}
-    for rank, name in enumerate(names):
-        ranks_of.setdefault(name, []).append(rank)
-    groups = list(ranks_of.values())
+    groups = _groups(hvd.allgather_object(host_name(), name="horovod_sign.torch.hosts"))
     number = next(i for i, ranks in enumerate(groups) if hvd.rank() in ranks)
     # All ranks make all sets, in the same order.
     own = [_process_set(ranks) for ranks in groups]
     first = _process_set([ranks[0] for ranks in groups])
     return Nodes(number, len(groups), own[number], first, groups[number][0] == hvd.rank())
+
+
+def node_process_sets() -> list[hvd.ProcessSet]:
+    """The process sets of `hierarchical=True`, for Horovod: `hvd.init(process_sets=hvs.node_process_sets())`.
+
+    They are the ranks of each node, and the first rank of each node; nodes are told apart by host name. A collective of
+    all ranks, by MPI. With `process_sets="dynamic"` they are made when needed, but then Horovod's engine holds a lock
+    while all ranks agree, in every cycle, that no set was added: starting an op can take a hundred milliseconds.
+
+    Raises:
+        ValueError: MPI does not reach the other ranks (no mpi4py, or not launched by mpirun).
+    """
+    try:
+        from mpi4py import MPI
+    except ImportError as error:
+        raise ValueError(_NO_MPI) from error
+    if MPI.COMM_WORLD.size != int(os.environ.get("HOROVOD_SIZE", MPI.COMM_WORLD.size)):
+        raise ValueError(_NO_MPI)
+    groups = _groups(MPI.COMM_WORLD.allgather(host_name()))
+    for ranks in [*groups, [ranks[0] for ranks in groups]]:
+        if len(ranks) < MPI.COMM_WORLD.size:
+            _sets.setdefault(tuple(ranks), hvd.ProcessSet(ranks))
+    return list(_sets.values())
+
+
+def _groups(names: list[str]) -> list[list[int]]:
+    """The ranks of each host, in the order of their first ranks."""
+    ranks_of: dict[str, list[int]] = {}
+    for rank, name in enumerate(names):
+        ranks_of.setdefault(name, []).append(rank)
+    return list(ranks_of.values())
 
 
 def host_name() -> str:

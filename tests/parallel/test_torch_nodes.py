@@ -1,0 +1,46 @@
+"""Nodes whose process sets Horovod is given at its start: nothing is added later, when that would slow its engine."""
+
+import os
+
+import horovod.torch as hvd
+import numpy as np
+import pytest
+import torch
+from mpi4py import MPI
+
+import horovod_sign.torch as hvs
+from horovod_sign.torch import nodes
+
+
+def node_of(rank: int) -> int:
+    """Two nodes, of one rank and of all the others."""
+    return min(rank, 1)
+
+
+nodes.host_name = lambda: f"host{node_of(MPI.COMM_WORLD.rank)}"
+hvd.init(process_sets=hvs.node_process_sets())
+
+
+def test_the_sets_are_the_nodes_and_the_first_ranks():
+    everyone = list(range(hvd.size()))
+    wanted = {(0,), tuple(everyone[1:]), (0, 1)} - {tuple(everyone)}
+    assert {tuple(each.ranks) for each in hvs.node_process_sets()} == wanted
+    with pytest.raises(ValueError, match="HOROVOD_DYNAMIC_PROCESS_SETS"):
+        hvd.add_process_set([0])
+
+
+@pytest.mark.parametrize("transport", ["exchange", "counts"])
+def test_votes_are_those_of_nodes(transport):
+    p = torch.nn.Parameter(torch.zeros(200))
+    optimizer = hvs.DistributedOptimizer(hvs.SignSGD([p], 1.0), hierarchical=True, transport=transport)
+    of_all = [np.random.default_rng(rank).integers(-2, 3, 200).astype(np.float32) * 12 for rank in range(hvd.size())]
+    p.grad = torch.tensor(of_all[hvd.rank()])
+    optimizer.step()
+    means = [of_all[0], np.mean(of_all[1:], axis=0)]
+    np.testing.assert_array_equal(p.detach().numpy(), -np.sign(np.sign(means).sum(0)))
+
+
+def test_without_mpi_one_sentence_says_what_to_do(monkeypatch):
+    monkeypatch.setitem(os.environ, "HOROVOD_SIZE", str(hvd.size() + 1))
+    with pytest.raises(ValueError, match=r"launch by mpirun with mpi4py installed, or call hvd.init"):
+        hvs.node_process_sets()
