@@ -10,9 +10,9 @@
 // any alignment; segment i owns the ceil(n[i] / 64) words of 64 bits that start off[i] bytes into a plane (off[i] is a
 // multiple of 8). Bits after the n[i]-th of its last word are padding: sign 0, nonzero 1.
 //
-// Threads. Functions that take `threads` cut large work into as many parts, which the calling thread and threads that the
-// library keeps (asleep between calls) work on. The results do not depend on it. If another call has those threads, or
-// they cannot be made, the caller does all parts.
+// Threads. Functions that take `threads` cut large work into as many parts, for the calling thread and for threads that
+// the library keeps (asleep between calls). The results do not depend on it. If another call has those threads, or they
+// cannot be made, the caller does all parts.
 //
 // No function allocates, fails or throws: arguments are checked by the caller. Signs, zeros and NaNs are
 // told apart by integer operations on the bits, so the results do not depend on the thread's floating-point modes
@@ -50,9 +50,9 @@ typedef struct HsKernels {
   //   infinite, NaN: v = g;                                 m unchanged
   // then packs v, or g itself (with g's own bits) when vote_gradient is not 0.
   // coefficients = {beta_vote, 1 - beta_vote, beta_state, 1 - beta_state}.
-  void (*interpolate_pack)(int threads, int dtype, int mode, int64_t k, const void* const* g, void* const* m, const int64_t* n,
-                           const int64_t* off, const float* coefficients, int vote_gradient, uint8_t* sign,
-                           uint8_t* nonzero, int64_t* counts);
+  void (*interpolate_pack)(int threads, int dtype, int mode, int64_t k, const void* const* g, void* const* m,
+                           const int64_t* n, const int64_t* off, const float* coefficients, int vote_gradient,
+                           uint8_t* sign, uint8_t* nonzero, int64_t* counts);
 
   // Majority of m ballots (1 <= m < 2^30) over nbytes bytes of plane, any number, at any alignment. With P and N the
   // numbers of voters for plus and for minus: sign = N > P, nonzero = N != P. nonzero[i] may be NULL, and so may
@@ -63,13 +63,13 @@ typedef struct HsKernels {
 
   // Votes as numbers: -1, 0 or +1.
   void (*unpack_int8)(int threads, const uint8_t* sign, const uint8_t* nonzero, int64_t n, int8_t* out);
-  void (*unpack)(int threads, int dtype, int64_t k, void* const* out, const int64_t* n, const int64_t* off, const uint8_t* sign,
-                 const uint8_t* nonzero);
+  void (*unpack)(int threads, int dtype, int64_t k, void* const* out, const int64_t* n, const int64_t* off,
+                 const uint8_t* sign, const uint8_t* nonzero);
 
   // x <- x - lr (vote + weight_decay x), in float64 for float64 tensors and in float32 for all others (then rounded
   // once to the tensor's type). lr and weight_decay are per segment; where weight_decay is 0 its term is left out.
-  void (*apply)(int threads, int dtype, int64_t k, void* const* x, const int64_t* n, const int64_t* off, const uint8_t* sign,
-                const uint8_t* nonzero, const double* lr, const double* weight_decay);
+  void (*apply)(int threads, int dtype, int64_t k, void* const* x, const int64_t* n, const int64_t* off,
+                const uint8_t* sign, const uint8_t* nonzero, const double* lr, const double* weight_decay);
 
   // Votes as little-endian fields of `bits` = 2, 4, 8 or 16 bits that can be added as integers: minus is 0, abstains is
   // 1, plus is 2. Writes ceil(n bits / 8) bytes; unused bits of the last one are 0.

@@ -151,8 +151,8 @@ HS_INLINE uint64_t nan_word(const typename T::Block& x) {
 }
 
 // Set where x < 0, by arithmetic on the bits as unsigned integers. Subtracting 1 clears the top bit of -0. Adding what
-// lies between infinity and the largest integer of the same sign overflows for negative NaNs, which clears theirs. The top
-// bit of +0 is set by the first, and not by the second.
+// lies between infinity and the largest integer of its sign overflows for negative NaNs, which clears theirs. The top bit
+// of +0 is set by the first, and not by the second.
 template <class T>
 HS_INLINE uint64_t minus_word(const typename T::Block& x) {
   typename T::Block y;
@@ -250,8 +250,8 @@ void pack_segments(int threads, int64_t k, const void* const* x, const int64_t* 
       return;                       \
   }
 
-void pack(int threads, int dtype, int mode, int64_t k, const void* const* x, const int64_t* n, const int64_t* off, uint8_t* sign,
-          uint8_t* nonzero, int64_t* counts) {
+void pack(int threads, int dtype, int mode, int64_t k, const void* const* x, const int64_t* n, const int64_t* off,
+          uint8_t* sign, uint8_t* nonzero, int64_t* counts) {
   switch (mode) {
     case HS_SIGNBIT:
       HS_FOR_DTYPE(dtype, (pack_segments<T, HS_SIGNBIT>(threads, k, x, n, off, sign, nonzero, counts)))
@@ -409,18 +409,18 @@ void interpolate_segments(int threads, int64_t k, const void* const* g, void* co
 }
 
 void interpolate_pack(int threads, int dtype, int mode, int64_t k, const void* const* g, void* const* m,
-                      const int64_t* n, const int64_t* off, const float* c, int vote_gradient, uint8_t* sign, uint8_t* nonzero,
-                      int64_t* counts) {
+                      const int64_t* n, const int64_t* off, const float* c, int vote_gradient, uint8_t* sign,
+                      uint8_t* nonzero, int64_t* counts) {
   switch (mode) {
     case HS_SIGNBIT:
-      HS_FOR_DTYPE(dtype, (interpolate_segments<T, HS_SIGNBIT>(threads, k, g, m, n, off, c, vote_gradient, sign, nonzero,
-                                                               counts)))
+      HS_FOR_DTYPE(dtype, (interpolate_segments<T, HS_SIGNBIT>(threads, k, g, m, n, off, c, vote_gradient, sign,
+                                                          nonzero, counts)))
     case HS_ABSTAIN:
-      HS_FOR_DTYPE(dtype, (interpolate_segments<T, HS_ABSTAIN>(threads, k, g, m, n, off, c, vote_gradient, sign, nonzero,
-                                                               counts)))
+      HS_FOR_DTYPE(dtype, (interpolate_segments<T, HS_ABSTAIN>(threads, k, g, m, n, off, c, vote_gradient, sign,
+                                                          nonzero, counts)))
     case HS_ONEBIT:
-      HS_FOR_DTYPE(dtype, (interpolate_segments<T, HS_ONEBIT>(threads, k, g, m, n, off, c, vote_gradient, sign, nonzero,
-                                                              counts)))
+      HS_FOR_DTYPE(dtype, (interpolate_segments<T, HS_ONEBIT>(threads, k, g, m, n, off, c, vote_gradient, sign,
+                                                          nonzero, counts)))
   }
 }
 
@@ -490,8 +490,8 @@ void update_segment(uint8_t* x, int64_t n, const uint8_t* sign, const uint8_t* n
 
 // x <- f(x, vote) for the coordinates of a segment from `from` on.
 template <class T, class F>
-HS_INLINE void update_part(void* x, int64_t from, int64_t count, const uint8_t* sign, const uint8_t* nonzero, int64_t off,
-                           const F& f) {
+HS_INLINE void update_part(void* x, int64_t from, int64_t count, const uint8_t* sign, const uint8_t* nonzero,
+                           int64_t off, const F& f) {
   const int64_t byte = off + from / 8;
   update_segment<T>(static_cast<uint8_t*>(x) + from * T::kSize, count, sign + byte, nonzero ? nonzero + byte : nullptr,
                     f);

@@ -19,6 +19,11 @@ from horovod_sign.voting.collectives import Allgather, Request, Within
 # What the engine averages as it is; 16-bit gradients are averaged in float32, as is what is not in one piece.
 _FULL_PRECISION = (torch.float32, torch.float64)
 
+_JOINED = (
+    "a rank has called hvd.join(), and its node waits for its gradients: with uneven data, leave hierarchical=True out "
+    'and give hvs.DistributedOptimizer transport="counts", in which joined ranks abstain'
+)
+
 
 class NodeCollectives:
     """`voting.collectives.Collectives` of nodes: a request goes to the first ranks of all nodes, or stays `Within` one.
@@ -55,6 +60,27 @@ class NodeCollectives:
 
     def idle(self):
         self._own.idle()
+
+
+class Attendance:
+    """Whether all ranks take part in a step, for `hvd.join()`: ranks in it would be waited for ever by process sets.
+
+    It is an allreduce of ones among all ranks, beside the votes; joined ranks contribute nothing to it.
+
+    Args:
+        name: unique among optimizers, the same on all ranks.
+    """
+
+    def __init__(self, name: str):
+        self._handle = hvd.allreduce_async(torch.ones(1), name=f"{name}.present", op=hvd.Sum)
+
+    def check(self, wait: bool = False):
+        """Raises RuntimeError if a rank has joined, as far as that is known without waiting."""
+        if self._handle is None or not (wait or hvd.poll(self._handle)):
+            return
+        present, self._handle = int(hvd.synchronize(self._handle)), None
+        if present < hvd.size():
+            raise RuntimeError(_JOINED)
 
 
 def vote_of_nodes(nodes: Nodes, bucket: Bucket, protocol, abstain: bool) -> Generator:

@@ -11,7 +11,7 @@ import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
 from horovod_sign.torch.buckets import Bucket, Slot
-from horovod_sign.torch.hierarchy import vote_of_nodes
+from horovod_sign.torch.hierarchy import Attendance, vote_of_nodes
 from horovod_sign.torch.nodes import Nodes
 from horovod_sign.voting.collectives import Collectives, Vote
 from horovod_sign.voting.messages import Planes
@@ -107,6 +107,7 @@ class Pipeline:
         A parameter without a gradient abstains.
         """
         self.bytes_sent = 0
+        attendance = None if self._nodes is None else Attendance(self._name)
         for bucket in self._buckets:
             if bucket not in self._votes:
                 self._start(bucket)
@@ -118,11 +119,15 @@ class Pipeline:
             decided = next((bucket for bucket in pending if self._votes[bucket].decided), None)
             if decided is None:
                 self._collectives.idle()
+                if attendance is not None:
+                    attendance.check()
                 continue
             pending.remove(decided)
             vote = self._votes.pop(decided)
             self.bytes_sent += vote.bytes_sent
             yield decided, vote.wait()
+        if attendance is not None:
+            attendance.check(wait=True)
         self.reset()
 
     def _gradient_ready(self, slot: Slot, p: torch.Tensor):

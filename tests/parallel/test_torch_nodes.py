@@ -44,3 +44,15 @@ def test_without_mpi_one_sentence_says_what_to_do(monkeypatch):
     monkeypatch.setitem(os.environ, "HOROVOD_SIZE", str(hvd.size() + 1))
     with pytest.raises(ValueError, match=r"launch by mpirun with mpi4py installed, or call hvd.init"):
         hvs.node_process_sets()
+
+
+@pytest.mark.parametrize("transport", ["exchange", "counts"])
+def test_joined_ranks_are_one_clear_sentence(transport):
+    """Not a hang: the node of a rank in hvd.join() would wait for it."""
+    p = torch.nn.Parameter(torch.zeros(3))
+    optimizer = hvs.DistributedOptimizer(hvs.SignSGD([p], 1.0), hierarchical=True, transport=transport)
+    if hvd.rank() < hvd.size() - 1:
+        p.grad = torch.ones(3)
+        with pytest.raises(RuntimeError, match=r"called hvd\.join\(\).*leave hierarchical=True out"):
+            optimizer.step()
+    hvd.join()
