@@ -68,6 +68,15 @@ def test_steps_count_what_they_add_to_a_backward():
     assert [(r["method"], t) for r, t in model.measured(records)] == [("float32", pytest.approx(0.05))]
 
 
+def test_results_of_another_algorithm_are_left_out():
+    """Which a link shows by carrying much more than a ring would."""
+    common = {"kind": "vote", "rate": "1gbit", "method": "float32", "coordinates": 10**7, "ms": 100.0}
+    ring = {**common, "ranks": 3, "bytes": 2 * 2 / 3 * 4e7}
+    other = {**ring, "bytes": 1.9 * ring["bytes"]}
+    unknown = {**ring, "bytes": 0, "rate": "shared memory"}
+    assert [r for r, _ in model.measured([ring, other, unknown])] == [ring, unknown]
+
+
 def test_rates():
     assert model.bytes_per_second("1gbit") == 125e6
     assert model.bytes_per_second("100mbit") == 12.5e6
