@@ -14,10 +14,9 @@
 // the library keeps (asleep between calls). The results do not depend on it. If another call has those threads, or they
 // cannot be made, the caller does all parts.
 //
-// No function allocates, fails or throws: arguments are checked by the caller. Signs, zeros and NaNs are
-// told apart by integer operations on the bits, so the results do not depend on the thread's floating-point modes
-// (flush to zero, denormals are zero). Floating-point arithmetic rounds each operation by itself: no fused
-// multiply-add.
+// No function allocates, fails or throws: arguments are checked by the caller. Signs, zeros and NaNs are told apart by
+// integer operations on the bits, so the results do not depend on the thread's floating-point modes (flush to zero,
+// denormals are zero). Floating-point arithmetic rounds each operation by itself: no fused multiply-add.
 #ifndef HOROVOD_SIGN_KERNELS_H_
 #define HOROVOD_SIGN_KERNELS_H_
 

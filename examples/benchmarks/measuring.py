@@ -67,3 +67,16 @@ def save(path: str | None, records: list[dict]):
     if path and MPI.COMM_WORLD.rank == 0:
         with Path(path).open("a") as file:
             file.writelines(json.dumps(each) + "\n" for each in records)
+
+
+def show(title: str, records: list[dict], alone: float = 0.0):
+    """Prints a table: of each method milliseconds, less those of a backward `alone`, spread, ratio, bytes."""
+    base = next((r["ms"] - alone for r in records if r["method"] == "float32"), float("nan"))
+    print(title)
+    for r in records:
+        ms, low, high = (each - alone for each in (r["ms"], *r["ms_quartiles"]))
+        print(
+            f"  {r['method']:20} {ms:9.2f} ms ({low:.2f} to {high:.2f})  {base / ms:6.1f} x less than float32"
+            f"  {r['bytes'] / 1e6:9.3f} MB sent",
+            flush=True,
+        )

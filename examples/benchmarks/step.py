@@ -15,7 +15,7 @@ import time
 
 import horovod.torch as hvd
 import torch
-from measuring import record, save, side_by_side
+from measuring import record, save, show, side_by_side
 from mpi4py import MPI
 
 import horovod_sign.torch as hvs
@@ -160,24 +160,9 @@ def main():
     records = [record(what, name, rounds) for name, rounds in results.items()]
     save(args.json, records)
     if MPI.COMM_WORLD.rank == 0:
-        show(records)
-
-
-def show(records: list[dict]):
-    alone = records[0]["ms"]
-    base = next((r["ms"] - alone for r in records if r["method"] == "float32"), float("nan"))
-    print(
-        f"training step, {records[0]['coordinates'] / 1e6:.3g} M coordinates, {records[0]['ranks']} ranks, "
-        f"{records[0]['rate']}; backward alone {alone:.1f} ms; what each adds to it:"
-    )
-    for r in records[1:]:
-        added, (low, high) = r["ms"] - alone, (q - alone for q in r["ms_quartiles"])
-        print(
-            f"  {r['method']:18} {added:9.2f} ms ({low:.2f} to {high:.2f})  {base / added:6.1f} x less than float32"
-            f"  {r['bytes'] / 1e6:8.2f} MB sent",
-            flush=True,
-        )
-    show_communication({r["method"]: r["ms"] for r in records})
+        alone, what = records[0]["ms"], f"{coordinates / 1e6:.3g} M coordinates, {hvd.size()} ranks, {args.rate}"
+        show(f"training step, {what}; backward alone {alone:.1f} ms; what each adds to it:", records[1:], alone)
+        show_communication({r["method"]: r["ms"] for r in records})
 
 
 def show_communication(ms: dict[str, float]):

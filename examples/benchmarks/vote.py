@@ -11,7 +11,7 @@ import argparse
 import horovod.torch as hvd
 import numpy as np
 import torch
-from measuring import record, save, side_by_side
+from measuring import record, save, show, side_by_side
 from mpi4py import MPI
 
 from horovod_sign.algebra import native
@@ -92,6 +92,7 @@ def main():
     args = parse_arguments()
     hvd.init()
     torch.set_num_threads(1)
+    native.kernels().threads = 1
     for n in map(int, args.coordinates):
         each = Methods(n, args.abstain)
         names = ("float32", "float16", "byte_allgather", "bit_allgather", "counts", "exchange")
@@ -100,20 +101,7 @@ def main():
         records = [record(what, name, rounds) for name, rounds in results.items()]
         save(args.json, records)
         if MPI.COMM_WORLD.rank == 0:
-            show(records)
-
-
-def show(records: list[dict]):
-    base = records[0]["ms"]
-    first = records[0]
-    print(f"vote on {first['coordinates'] / 1e6:g} M coordinates, {first['ranks']} ranks, {first['rate']}")
-    for r in records:
-        low, high = r["ms_quartiles"]
-        print(
-            f"  {r['method']:15} {r['ms']:9.2f} ms ({low:.2f} to {high:.2f})  {base / r['ms']:6.1f} x float32"
-            f"  {r['bytes'] / 1e6:9.3f} MB sent",
-            flush=True,
-        )
+            show(f"vote on {n / 1e6:g} M coordinates, {hvd.size()} ranks, {args.rate}", records)
 
 
 if __name__ == "__main__":
