@@ -104,7 +104,7 @@ def test_joined_ranks_are_one_clear_sentence(monkeypatch):
 
 
 @needs_two
-def test_nodes_need_dynamic_process_sets(monkeypatch):
+def test_nodes_need_process_sets(monkeypatch):
     monkeypatch.setattr(nodes, "host_name", lambda: f"host{hvd.rank()}")
-    with pytest.raises(ValueError, match=r'call hvd.init\(process_sets="dynamic"\)'):
+    with pytest.raises(ValueError, match=r"call hvd.init\(process_sets=hvs.node_process_sets\(\)\)"):
         wrap(tasks.model(), hierarchical=True)
