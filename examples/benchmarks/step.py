@@ -155,13 +155,13 @@ def main():
     trainers = {name: Trainer(METHODS[name], gradients, 1e-3 * args.pause_ms) for name in names}
     results = side_by_side({name: each.step for name, each in trainers.items()}, args.rounds)
     coordinates = sum(map(len, gradients))
-    what = {"kind": "step", "rate": args.rate, "coordinates": coordinates, "tensors": len(gradients)}
-    what["pause_ms"] = args.pause_ms
+    what = {"kind": "step", "rate": args.rate, "pause_ms": args.pause_ms}
+    what |= {"coordinates": coordinates, "tensors": len(gradients)}
     records = [record(what, name, rounds) for name, rounds in results.items()]
     save(args.json, records)
     if MPI.COMM_WORLD.rank == 0:
-        alone, what = records[0]["ms"], f"{coordinates / 1e6:.3g} M coordinates, {hvd.size()} ranks, {args.rate}"
-        show(f"training step, {what}; backward alone {alone:.1f} ms; what each adds to it:", records[1:], alone)
+        alone, where = records[0]["ms"], f"{coordinates / 1e6:.3g} M coordinates, {hvd.size()} ranks, {args.rate}"
+        show(f"training step, {where}; backward alone {alone:.1f} ms; what each adds to it:", records[1:], alone)
         show_communication({r["method"]: r["ms"] for r in records})
 
 

@@ -111,12 +111,10 @@ class Bucket:
 
     def write_votes(self, decided: Planes):
         """Makes the votes, -1, 0 or +1, the gradients of the parameters."""
-        trainable = [p for p in self.parameters if p.requires_grad]
         for p in self.parameters:
             if not p.requires_grad:
                 p.grad = None  # frozen: what is left there is this rank's own
-        for p in trainable:
-            if p.grad is None or p.grad.is_sparse or p.grad.dtype != p.dtype or not same_layout(p, p.grad):
+            elif p.grad is None or p.grad.is_sparse or p.grad.dtype != p.dtype or not same_layout(p, p.grad):
                 p.grad = torch.empty_like(p, memory_format=torch.preserve_format)
         for _, dtype, slots in self._alike([slot for slot in self.slots if slot.parameter.requires_grad]):
             if not has_kernels(slots[0].parameter):

@@ -140,14 +140,15 @@ class Pipeline:
         if slot.passes_left > 0 or not self.in_backward:
             return
         bucket = slot.bucket
-        packed = self._nodes is None and bucket.arrived(slot, self._abstain)
+        # The gradients of nodes are packed later, after their mean.
+        due = self._nodes is not None or bucket.arrived(slot, self._abstain)
         slot.seen = _version(p.grad)
         self._arrivals += 1
         self._awaited[bucket] -= 1
         full = self._awaited[bucket] == 0
         if full and not self._collectives.blocking:
             self._start(bucket)
-        if packed or full:  # asking the engine after each parameter would cost more than it gains
+        if due or full:  # where gradients are packed, asking the engine after each would cost more than it gains
             for vote in self._votes.values():
                 vote.poll()
 
