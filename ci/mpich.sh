@@ -29,7 +29,7 @@ launch() { # RANKS
     timeout --kill-after=5 "$seconds" env OMP_NUM_THREADS=1 \
         MPIR_CVAR_ENABLE_HEAVY_YIELD=1 MPIR_CVAR_POLLS_BEFORE_YIELD=10 \
         "$environment/bin/mpiexec" -n "$1" sh -c '[ "$PMI_RANK" = 0 ] || exec >/dev/null; exec "$@"' sh \
-        "$environment/bin/python" -m pytest -q -x -p no:cacheprovider tests/parallel/test_majority_vote.py
+        "$environment/bin/python" -m pytest -q -x -p no:cacheprovider tests/mpi/test_majority_vote.py
 }
 
 set_up

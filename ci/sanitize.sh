@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the kernels with AddressSanitizer and UndefinedBehaviorSanitizer, aside, and runs their tests with them.
 #
-#   ci/sanitize.sh                                  all kernel sets, the tests of tests/single that use kernels alone
+#   ci/sanitize.sh                                  all kernel sets, the tests of tests/core that use kernels alone
 #   HOROVOD_SIGN_CASES=100000 ci/sanitize.sh        with more property tests
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -32,7 +32,7 @@ grep -q "ERROR: AddressSanitizer" <<<"$report" || { echo "$report" >&2; exit 1; 
 
 for kernels in $("$python" -c 'from horovod_sign.algebra import supported; print(*supported())'); do
     echo "sanitize: kernel set $kernels"
-    HOROVOD_SIGN_KERNELS=$kernels sanitized "$python" -m pytest -q -p no:cacheprovider tests/single/test_packing.py \
-        tests/single/test_tally.py tests/single/test_counts_fields.py tests/single/test_update.py \
-        tests/single/test_threads.py tests/single/test_properties.py "$@"
+    HOROVOD_SIGN_KERNELS=$kernels sanitized "$python" -m pytest -q -p no:cacheprovider tests/core/test_packing.py \
+        tests/core/test_tally.py tests/core/test_counts_fields.py tests/core/test_update.py \
+        tests/core/test_threads.py tests/core/test_properties.py "$@"
 done

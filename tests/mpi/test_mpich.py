@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from launching import launch
 
-SCRIPT = Path(__file__).resolve().parents[1] / "ci" / "mpich.sh"
+SCRIPT = Path(__file__).resolve().parents[2] / "ci" / "mpich.sh"
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,6 +1,6 @@
 """Properties that hold for all inputs, tried on many: packing, tally, decision, transports, against NumPy.
 
-HOROVOD_SIGN_CASES=100000 python -m pytest tests/single/test_properties.py      the long mode
+HOROVOD_SIGN_CASES=100000 python -m pytest tests/core/test_properties.py      the long mode
 """
 
 import os
