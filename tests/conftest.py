@@ -1,7 +1,52 @@
-"""Tests in tests/parallel are rank programs: collected only under an mpirun, where test_parallel.py starts them."""
+"""Starts ranks for tests that need them: see `launches`, in tests/support, and tests/README.md."""
 
 import os
+import shlex
 
-# What Open MPI and MPICH tell each rank.
-under_mpirun = not {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE"}.isdisjoint(os.environ)
-collect_ignore = [] if under_mpirun else ["parallel"]
+import pytest
+
+SOCKET = os.environ.get("HOROVOD_SIGN_TEST_SOCKET")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--ranks",
+        type=lambda text: [int(n) for n in text.split(",")],
+        default=[],
+        metavar="N[,N]",
+        help="run tests that need ranks on N of them",
+    )
+    parser.addoption(
+        "--mpirun",
+        type=shlex.split,
+        default=[],
+        metavar="COMMAND",
+        help="starts ranks, given their number; default: ci/run",
+    )
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "ranks(*counts): the rank counts of this test, in place of those of its file")
+    config.addinivalue_line("markers", "limit(seconds): for this test on ranks, in place of 60")
+    config.addinivalue_line("markers", "quick: among the two minutes of `ci/test.sh --quick`")
+    if SOCKET:
+        from launches.rank import RankPlugin
+
+        plugin = RankPlugin(SOCKET, os.environ["HOROVOD_SIGN_TEST_FRAMEWORK"])
+    else:
+        # Tests are collected by importing them, and this process must not become an MPI process by that.
+        import mpi4py
+
+        mpi4py.rc.initialize = False
+        from launches.parent import ParentPlugin
+
+        plugin = ParentPlugin(config.getoption("ranks"), config.getoption("mpirun"))
+    config.pluginmanager.register(plugin, "launches")
+
+
+@pytest.fixture
+def comm():
+    """mpi4py's communicator of all ranks."""
+    from mpi4py import MPI
+
+    return MPI.COMM_WORLD

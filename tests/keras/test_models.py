@@ -8,11 +8,12 @@ import oracle
 import pytest
 import tensorflow as tf
 from mpi4py import MPI
+from ranks import RANK
 
 import horovod_sign.tensorflow.keras as hvs
 
-hvd.init()
-RANK = hvd.rank()
+RANKS = (3,)  # a majority, and a rank that differs
+
 LR = 0.25
 
 

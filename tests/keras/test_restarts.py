@@ -8,14 +8,13 @@ import keras_tasks as tasks
 import numpy as np
 import pytest
 from mpi4py import MPI
+from ranks import RANK, SIZE, process_sets
 
 import horovod_sign.tensorflow.keras as hvs
 from horovod_sign.tensorflow.keras.momenta import Momenta
 
-COMM = MPI.COMM_WORLD
-ALONE = [hvd.ProcessSet([rank]) for rank in range(COMM.size)]
-hvd.init(process_sets=ALONE if COMM.size > 1 else None)
-RANK, SIZE = hvd.rank(), hvd.size()
+RANKS = (1, 3)  # alone; several, with momenta of their own
+
 SIGNUM = hvs.Compression.signum(0.5, warmup=True)
 KINDS = {
     "Signum": (lambda: hvs.Signum(0.01, 0.5, warmup=True), {}),
@@ -27,7 +26,7 @@ KINDS = {
 @pytest.fixture
 def path(tmp_path):
     """A file name that is the same on all ranks."""
-    return COMM.bcast(str(tmp_path / "model.keras"))
+    return MPI.COMM_WORLD.bcast(str(tmp_path / "model.keras"))
 
 
 def trained(kind, epochs=1, callbacks=()):
@@ -52,7 +51,7 @@ def equal(left, right) -> bool:
 
 def assert_equal(left, right):
     """On all ranks, so that none goes on to where it would wait for another."""
-    assert COMM.allgather(equal(left, right)) == [True] * SIZE
+    assert MPI.COMM_WORLD.allgather(equal(left, right)) == [True] * SIZE
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -62,7 +61,7 @@ def test_one_file_resumes_all_ranks_bit_exactly(kind, path):
     resumed = hvs.load_model(path, **KINDS[kind][1])
     assert_equal(momenta(resumed), momenta(net))
     if SIZE > 1:  # each rank has its own, or the test would show nothing
-        assert len(set(COMM.allgather(momenta(net)[0].tobytes()))) == SIZE
+        assert len(set(MPI.COMM_WORLD.allgather(momenta(net)[0].tobytes()))) == SIZE
     # The callback that starts all ranks alike, in every script, must leave the momenta alone.
     go_on(resumed, [hvs.callbacks.BroadcastGlobalVariablesCallback(0)])
     go_on(net)
@@ -78,20 +77,21 @@ def test_on_another_number_of_ranks_all_start_from_the_mean(kind, path):
         pytest.skip("one rank has no other number of ranks")
     net = trained(kind)
     hvs.save_model(net, path)
-    mean = [np.mean(COMM.allgather(mine), axis=0) for mine in momenta(net)]
-    alone = hvs.load_model(path, process_set=ALONE[RANK], **KINDS[kind][1])
-    for got, expected in zip(momenta(alone), mean, strict=True):
-        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-8)
-    tasks.assert_replicas_identical(momenta(alone))
-    go_on(alone)
+    mean = [np.mean(MPI.COMM_WORLD.allgather(mine), axis=0) for mine in momenta(net)]
+    with process_sets(hvd, *[[rank] for rank in range(SIZE)]) as sets:
+        alone = hvs.load_model(path, process_set=sets[RANK], **KINDS[kind][1])
+        for got, expected in zip(momenta(alone), mean, strict=True):
+            np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-8)
+        tasks.assert_replicas_identical(momenta(alone))
+        go_on(alone)
 
 
 def test_what_rank_0_saved_alone_gives_all_its_momentum(path):
     net = trained("Signum")
     if RANK == 0:
         net.save(path)
-    COMM.Barrier()
-    assert_equal(momenta(hvs.load_model(path)), COMM.bcast(momenta(net)))
+    MPI.COMM_WORLD.Barrier()
+    assert_equal(momenta(hvs.load_model(path)), MPI.COMM_WORLD.bcast(momenta(net)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -108,14 +108,14 @@ def test_a_rank_that_loads_alone_gives_its_momentum_to_the_others(kind, path):
     callback = hvs.callbacks.BroadcastGlobalVariablesCallback(0)
     callback.set_model(resumed)
     callback.on_train_begin()
-    assert_equal(momenta(resumed), COMM.bcast(momenta(net)))
-    assert_equal([v.numpy() for v in resumed.weights], COMM.bcast([v.numpy() for v in net.weights]))
+    assert_equal(momenta(resumed), MPI.COMM_WORLD.bcast(momenta(net)))
+    assert_equal([v.numpy() for v in resumed.weights], MPI.COMM_WORLD.bcast([v.numpy() for v in net.weights]))
     go_on(resumed)
     tasks.assert_replicas_identical(tasks.values(resumed))
 
 
 def test_saved_each_epoch_and_read_by_keras_alone(tmp_path):
-    folder = COMM.bcast(str(tmp_path))
+    folder = MPI.COMM_WORLD.bcast(str(tmp_path))
     callbacks = [
         hvs.callbacks.MetricAverageCallback(),
         hvs.callbacks.SaveModelCallback(f"{folder}/{{epoch}}-{{loss:.3f}}.keras"),
@@ -135,7 +135,7 @@ def test_saved_each_epoch_and_read_by_keras_alone(tmp_path):
 def test_errors_are_on_all_ranks(tmp_path, path):
     net = trained("Adam")
     with pytest.raises(OSError, match="could not write"):
-        hvs.save_model(net, COMM.bcast(str(tmp_path / "nowhere" / "model.keras")))
+        hvs.save_model(net, MPI.COMM_WORLD.bcast(str(tmp_path / "nowhere" / "model.keras")))
     with pytest.raises(ValueError, match=r"end the name in \.keras"):
         hvs.save_model(net, "model.h5")
     hvs.save_model(net, path)

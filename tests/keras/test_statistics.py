@@ -3,7 +3,6 @@
 import math
 import warnings
 
-import horovod.tensorflow as hvd
 import keras
 import keras_tasks as tasks
 import numpy as np
@@ -11,14 +10,15 @@ import oracle
 import pytest
 import tensorflow as tf
 from mpi4py import MPI
+from ranks import RANK, SIZE
 
 import horovod_sign.tensorflow as tape_hvs
 import horovod_sign.tensorflow.keras as hvs
 from horovod_sign.statistics import PATIENCE, VoteStatistics
 from horovod_sign.tensorflow import election
 
-hvd.init()
-RANK, SIZE = hvd.rank(), hvd.size()
+RANKS = (1, 4)  # alone; more than two, where a rank can disagree, and even, where votes tie
+
 LENGTHS = [1, 7, 64, 65, 1000, 3001]
 
 

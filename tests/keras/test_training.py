@@ -8,14 +8,13 @@ import oracle
 import pytest
 import tensorflow as tf
 from mpi4py import MPI
+from ranks import RANK, SIZE, process_sets
 
 import horovod_sign.tensorflow.keras as hvs
 from horovod_sign.tensorflow import DistributedGradientTape
 
-# Here and not beside the votes: Horovod's frameworks share one table of process sets, and PyTorch's would take it over.
-PAIR, OTHERS = hvd.ProcessSet([0, 1]), hvd.ProcessSet(range(2, MPI.COMM_WORLD.size))
-hvd.init(process_sets=[PAIR, OTHERS] if MPI.COMM_WORLD.size > 2 else None)
-RANK, SIZE = hvd.rank(), hvd.size()
+RANKS = (2, 3)  # even, where votes tie; odd, with process sets of some ranks
+
 SGD, Adam, Scaled = keras.optimizers.SGD, keras.optimizers.Adam, keras.optimizers.LossScaleOptimizer
 
 
@@ -259,23 +258,24 @@ def test_different_variables_are_an_error_on_all_ranks(what):
 def test_process_sets():
     if SIZE < 3:
         pytest.skip("a set of two ranks needs a third")
-    mine = PAIR if RANK < 2 else OTHERS  # both vote at once, each on its own
-    of_set = [oracle.gradients(rank, 500, np.float32) for rank in mine.ranks]
-    y = keras.Variable(np.zeros(500, np.float32))
-    apply_to(wrap(hvs.SignSGD(1.0), process_set=mine), [y], [tf.constant(of_set[mine.rank()])])
-    np.testing.assert_array_equal(y.numpy(), -oracle.vote(of_set))
-    x = tf.Variable([1.0, -1.0, float(RANK) - 0.5, 0.0])
+    with process_sets(hvd, [0, 1], range(2, SIZE)) as (pair, others):
+        mine = pair if RANK < 2 else others  # both vote at once, each on its own
+        of_set = [oracle.gradients(rank, 500, np.float32) for rank in mine.ranks]
+        y = keras.Variable(np.zeros(500, np.float32))
+        apply_to(wrap(hvs.SignSGD(1.0), process_set=mine), [y], [tf.constant(of_set[mine.rank()])])
+        np.testing.assert_array_equal(y.numpy(), -oracle.vote(of_set))
+        x = tf.Variable([1.0, -1.0, float(RANK) - 0.5, 0.0])
 
-    def gradient():
-        with tf.GradientTape() as tape:
-            loss = tf.reduce_sum(x * x) / 2
-        return DistributedGradientTape(tape, process_set=PAIR).gradient(loss, [x])[0]
+        def gradient():
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(x * x) / 2
+            return DistributedGradientTape(tape, process_set=pair).gradient(loss, [x])[0]
 
-    if RANK < 2:
-        np.testing.assert_array_equal(gradient(), [1, -1, 0, 0])
-    else:
-        with pytest.raises(ValueError, match="not in the process set"):
-            gradient()
+        if RANK < 2:
+            np.testing.assert_array_equal(gradient(), [1, -1, 0, 0])
+        else:
+            with pytest.raises(ValueError, match="not in the process set"):
+                gradient()
 
 
 def test_callbacks():

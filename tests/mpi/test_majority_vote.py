@@ -7,6 +7,8 @@ import pytest
 from horovod_sign import majority_vote
 from horovod_sign.voting import mpi
 
+RANKS = (1, 2, 3, 4, 6)  # alone; even, odd; two communicators of more than one; more ranks than cores
+
 TRANSPORTS = ("exchange", "counts")
 
 

@@ -4,8 +4,8 @@ import keras
 import numpy as np
 import oracle
 from mpi4py import MPI
+from ranks import RANK, SIZE
 
-RANK, SIZE = MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size
 ROWS, BATCH, EPOCHS = 24, 8, 2
 
 

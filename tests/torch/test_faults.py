@@ -2,7 +2,6 @@
 
 import copy
 import math
-import os
 import warnings
 
 import horovod.torch as hvd
@@ -12,14 +11,14 @@ import pytest
 import torch
 import torch_tasks as tasks
 from mpi4py import MPI
+from ranks import LAST, SIZE
 
 import horovod_sign.torch as hvs
 
-os.environ["HOROVOD_DYNAMIC_PROCESS_SETS"] = "1"
-hvd.init()
+RANKS = (1, 3, 5)  # alone; a majority that outvotes one; one that outvotes two
 
-LAST = hvd.size() - 1
-needs_two = pytest.mark.skipif(hvd.size() == 1, reason="one rank has no others")
+
+needs_two = pytest.mark.skipif(SIZE == 1, reason="one rank has no others")
 
 
 def wrap(optimizer, net, **options):

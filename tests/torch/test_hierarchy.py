@@ -5,11 +5,13 @@ import numpy as np
 import pytest
 import torch
 import torch_tasks as tasks
+from ranks import SIZE
 
 import horovod_sign.torch as hvs
 from horovod_sign.torch import nodes
 
-hvd.init(process_sets="dynamic")
+RANKS = (3, 4)  # nodes of two and one; of two and two
+
 
 # Node of each rank: nodes of unequal numbers of ranks, one node, and nodes of one rank.
 LAYOUTS = {"unequal": lambda rank: min(rank // 2, 1), "one": lambda rank: 0, "single": lambda rank: rank}
@@ -83,7 +85,7 @@ def test_16_bit_and_strided_gradients_are_averaged_in_float32(node_of):
     np.testing.assert_array_equal(p.detach().float().numpy(), np.full((4, 6), -expected))
 
 
-@pytest.mark.skipif(hvd.size() < 3, reason="there is no process set of some ranks")
+@pytest.mark.skipif(SIZE < 3, reason="there is no process set of some ranks")
 def test_votes_of_some_ranks_are_refused():
     some = hvd.add_process_set(list(range(1, hvd.size())))
     if some.included():

@@ -9,14 +9,14 @@ import pytest
 import torch
 import torch_tasks as tasks
 from mpi4py import MPI
+from ranks import LAST, SIZE
 
 import horovod_sign.torch as hvs
 
-os.environ["HOROVOD_DYNAMIC_PROCESS_SETS"] = "1"
-hvd.init()
+RANKS = (1, 3)  # alone, where nothing is sent; more than two, with process sets of some ranks
 
-LAST = hvd.size() - 1
-needs_two = pytest.mark.skipif(hvd.size() == 1, reason="one rank has no others")
+
+needs_two = pytest.mark.skipif(SIZE == 1, reason="one rank has no others")
 
 
 def wrap(optimizer, net, **options):

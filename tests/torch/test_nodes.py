@@ -11,14 +11,21 @@ from mpi4py import MPI
 import horovod_sign.torch as hvs
 from horovod_sign.torch import nodes
 
+RANKS = (4,)  # a node of one rank and one of three
+OWN_LAUNCH = True  # static process sets
+
 
 def node_of(rank: int) -> int:
     """Two nodes, of one rank and of all the others."""
     return min(rank, 1)
 
 
-nodes.host_name = lambda: f"host{node_of(MPI.COMM_WORLD.rank)}"
-hvd.init(process_sets=hvs.node_process_sets())
+@pytest.fixture(scope="module", autouse=True)
+def horovod():
+    usual, nodes.host_name = nodes.host_name, lambda: f"host{node_of(MPI.COMM_WORLD.rank)}"
+    hvd.init(process_sets=hvs.node_process_sets())
+    yield
+    nodes.host_name = usual
 
 
 def test_the_sets_are_the_nodes_and_the_first_ranks():

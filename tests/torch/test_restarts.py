@@ -1,7 +1,6 @@
 """Checkpoints under mpirun: one file for all ranks, loaded on as many ranks, or on others, or rank 0's alone."""
 
 import io
-import os
 
 import horovod.torch as hvd
 import numpy as np
@@ -11,8 +10,8 @@ import torch_tasks as tasks
 
 import horovod_sign.torch as hvs
 
-os.environ["HOROVOD_DYNAMIC_PROCESS_SETS"] = "1"
-hvd.init()
+RANKS = (1, 3)  # alone; several, with momenta of their own
+
 
 KINDS = ["Signum", "SGD", "Adam"]
 

@@ -8,15 +8,16 @@ import pytest
 import torch
 import torch_tasks as tasks
 from mpi4py import MPI
+from ranks import LAST, SIZE
 
 import horovod_sign.torch as hvs
 from horovod_sign.torch import direct, nodes
 from horovod_sign.torch.direct import DirectCollectives
 
-hvd.init()
+RANKS = (2, 3)  # even, where votes tie; odd, with chunks of unequal length
 
-LAST = hvd.size() - 1
-needs_two = pytest.mark.skipif(hvd.size() == 1, reason="one rank has no others")
+
+needs_two = pytest.mark.skipif(SIZE == 1, reason="one rank has no others")
 
 
 def wrap(net, **options):
