@@ -29,6 +29,7 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "ranks(*counts): the rank counts of this test, in place of those of its file")
     config.addinivalue_line("markers", "limit(seconds): for this test on ranks, in place of 60")
     config.addinivalue_line("markers", "quick: among the two minutes of `ci/test.sh --quick`")
+    config.addinivalue_line("markers", "xdist_group(name): what pytest-xdist, if it is there, gives to one process")
     if SOCKET:
         from launches.rank import RankPlugin
 
