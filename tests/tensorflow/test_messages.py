@@ -31,10 +31,10 @@ def _reference_pack(x, abstain):
 
 
 @pytest.mark.parametrize("abstain", [True, False])
-@pytest.mark.parametrize("ranks", [2, 3, 7, 8])
-def test_exchange_sends_numpy_s_bytes(ranks, abstain):
-    pairs = [ballot(rank, abstain) for rank in range(ranks)]
-    bounds = reference.chunk_bounds(pairs[0][0].sign.shape[0], ranks)
+@pytest.mark.parametrize("voters", [2, 3, 7, 8])
+def test_exchange_sends_numpy_s_bytes(voters, abstain):
+    pairs = [ballot(rank, abstain) for rank in range(voters)]
+    bounds = reference.chunk_bounds(pairs[0][0].sign.shape[0], voters)
     widths = [b - a for a, b in bounds]
     sent = []
     for mine, theirs in pairs:
@@ -44,10 +44,10 @@ def test_exchange_sends_numpy_s_bytes(ranks, abstain):
         np.testing.assert_array_equal(lengths, expected_lengths)
         sent.append(np.split(expected, np.cumsum(expected_lengths)[:-1]))
     results = []
-    for rank in range(ranks):
+    for rank in range(voters):
         received = np.concatenate([messages[rank] for messages in sent])
-        mine = ours.tally(ours.parse(tf.constant(received), [widths[rank]] * ranks), not abstain)
-        theirs = reference.tally(reference.parse(received, [widths[rank]] * ranks), not abstain)
+        mine = ours.tally(ours.parse(tf.constant(received), [widths[rank]] * voters), not abstain)
+        theirs = reference.tally(reference.parse(received, [widths[rank]] * voters), not abstain)
         result = ours.split(mine, [(0, widths[rank])])[0]
         np.testing.assert_array_equal(result, reference.split(theirs, [(0, widths[rank])])[0])
         results.append(result.numpy())
@@ -60,9 +60,9 @@ def test_exchange_sends_numpy_s_bytes(ranks, abstain):
 
 
 @pytest.mark.parametrize("abstain", [True, False])
-@pytest.mark.parametrize(("ranks", "bits"), [(1, 2), (3, 4), (9, 8), (130, 16)])
-def test_counts_send_numpy_s_words(ranks, bits, abstain):
-    pairs = [ballot(rank % 6, abstain) for rank in range(ranks)]
+@pytest.mark.parametrize(("voters", "bits"), [(1, 2), (3, 4), (9, 8), (130, 16)])
+def test_counts_send_numpy_s_words(voters, bits, abstain):
+    pairs = [ballot(rank % 6, abstain) for rank in range(voters)]
     for mine, theirs in pairs[:6]:
         np.testing.assert_array_equal(ours.encode_fields(mine, bits), reference.encode_fields(theirs, bits))
     words = sum(reference.encode_fields(theirs, bits) for _, theirs in pairs)

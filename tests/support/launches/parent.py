@@ -31,6 +31,8 @@ def key_of(item) -> Key | None:
     callspec = getattr(item, "callspec", None)
     if callspec is None or "ranks" not in callspec.params:
         return None
+    if item.get_closest_marker("ranks") is None and getattr(item.module, "RANKS", None) is None:
+        return None  # a parameter of the test's own
     ranks, path = callspec.params["ranks"], item.path
     if getattr(item.module, "OWN_LAUNCH", False):
         return Key("none", ranks, str(path))
