@@ -12,6 +12,6 @@ ci/setup.sh
 both_cores=(-n 2 --dist loadgroup --no-loadscope-reorder)
 case "${1:-}" in
     "") set -- "${both_cores[@]}" --durations=20 ;;
-    --quick) set -- "${both_cores[@]}" -m quick "${@:2}" ;;
+    --quick) set -- "${both_cores[@]}" "$@" ;;
 esac
 exec .venv/bin/python -m pytest "$@"

@@ -17,6 +17,9 @@ def pytest_addoption(parser):
         help="run tests that need ranks on N of them",
     )
     parser.addoption(
+        "--quick", action="store_true", help="only what a change most often breaks: core/, and what is marked quick"
+    )
+    parser.addoption(
         "--mpirun",
         type=shlex.split,
         default=[],
@@ -28,7 +31,7 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     config.addinivalue_line("markers", "ranks(*counts): the rank counts of this test, in place of those of its file")
     config.addinivalue_line("markers", "limit(seconds): for this test on ranks, in place of 60")
-    config.addinivalue_line("markers", "quick: among the two minutes of `ci/test.sh --quick`")
+    config.addinivalue_line("markers", "quick: among what --quick runs, on one of its rank counts")
     config.addinivalue_line("markers", "xdist_group(name): what pytest-xdist, if it is there, gives to one process")
     if SOCKET:
         from launches.rank import RankPlugin
@@ -42,6 +45,10 @@ def pytest_configure(config):
         from launches.parent import ParentPlugin
 
         plugin = ParentPlugin(config.getoption("ranks"), config.getoption("mpirun"))
+        if config.getoption("quick"):
+            from launches.quick import QuickPlugin
+
+            config.pluginmanager.register(QuickPlugin())
     config.pluginmanager.register(plugin, "launches")
 
 
