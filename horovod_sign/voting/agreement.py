@@ -12,9 +12,15 @@ _KINDS = {"-": None, "T": TypeError, "V": ValueError}
 
 
 def encode_record(summary: str, error: Exception | None = None) -> np.ndarray:
-    """The record of a rank that brings `summary`, or that cannot vote because of `error` (TypeError or ValueError)."""
+    """The record of a rank that brings `summary`, or that cannot vote because of `error`.
+
+    An error that is no TypeError becomes a ValueError, with its own type in the text if that says more.
+    """
     kind = "-" if error is None else "T" if isinstance(error, TypeError) else "V"
-    text = (kind + (summary if error is None else str(error))).encode()
+    said = summary if error is None else str(error)
+    if error is not None and not isinstance(error, TypeError | ValueError):
+        said = f"{type(error).__name__}: {said}".removesuffix(": ")
+    text = (kind + said).encode(errors="backslashreplace")
     short = text[:_TEXT].decode(errors="ignore").encode().ljust(_TEXT, b"\0")
     return np.frombuffer(short + hashlib.blake2b(text, digest_size=_HASH).digest(), np.uint8)
 

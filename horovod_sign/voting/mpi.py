@@ -5,6 +5,7 @@ import numpy as np
 from horovod_sign import algebra
 from horovod_sign.voting.agreement import disagreement, encode_record
 from horovod_sign.voting.collectives import Allgather, Alltoall, Request, Vote
+from horovod_sign.voting.inputs import as_array
 from horovod_sign.voting.messages import Planes
 from horovod_sign.voting.protocols import PROTOCOLS, TRANSPORTS
 
@@ -25,7 +26,8 @@ def majority_vote(x, comm=None, *, abstain: bool = True, transport: str = "auto"
     A collective: every rank of `comm` calls it with an array of the same shape and dtype and the same options.
 
     Args:
-        x: float16, bfloat16, float32 or float64 array of any shape, empty included.
+        x: float16, bfloat16, float32 or float64 array of any shape, empty included, or a dense PyTorch tensor of these.
+            Masked entries of a masked array abstain, as NaN does.
         comm: mpi4py intracommunicator; default `MPI.COMM_WORLD`.
         abstain: whether zeros, NaN and ties are 0 (True) or +1 (False).
         transport: "exchange" (packed bits: about n/8 bytes sent in each of two phases, whatever the number of ranks),
@@ -36,19 +38,23 @@ def majority_vote(x, comm=None, *, abstain: bool = True, transport: str = "auto"
 
     Raises:
         TypeError: x is not of a floating dtype that has a kernel, on some rank.
-        ValueError: ranks differ in shape, dtype or options; unknown transport; more than 32,767 ranks for "counts".
-            Raised by all ranks alike, before anything is sent.
+        ValueError: x cannot be read, on some rank; ranks differ in shape, dtype or options; unknown transport; more
+            than 32,767 ranks for "counts". Either is raised by all ranks alike, before anything is sent.
         ImportError: mpi4py is not installed.
     """
     comm = _communicator(comm)
-    x = np.asarray(x)
-    error = _invalid(x, abstain, transport, comm.size)
-    summary = f"shape {x.shape}, dtype {x.dtype.name}, abstain={abstain!r}, transport={transport!r}"
+    summary, error = "", None
+    try:
+        x = as_array(x)
+        _check(x, abstain, transport, comm.size)
+        flat, vote = x.reshape(-1), np.empty(x.size, np.int8)  # which may be too much for this rank's memory
+        summary = f"shape {x.shape}, dtype {x.dtype.name}, abstain={abstain!r}, transport={transport!r}"
+    except Exception as invalid:  # of any kind: the other ranks are about to wait for this one
+        error = invalid
     _agree(comm, summary, error)
 
     collectives = MpiCollectives(comm)
     protocol = PROTOCOLS["exchange" if transport == "auto" else transport]
-    flat, vote = x.reshape(-1), np.empty(x.size, np.int8)
     for start in range(0, x.size, PIECE):
         piece = flat[start : start + PIECE]
         sign, nonzero, _, _ = algebra.pack_ballot(piece, abstain)
@@ -124,19 +130,15 @@ def _communicator(comm):
     return comm
 
 
-def _invalid(x, abstain, transport, size) -> Exception | None:
-    """What is wrong with this rank's arguments by themselves. Returned, not raised: all ranks must hear of it."""
+def _check(x, abstain, transport, size):
+    """Raises TypeError or ValueError for what is wrong with this rank's arguments by themselves."""
     if not isinstance(abstain, bool | np.bool_):
-        return TypeError(f"abstain must be True or False, got {abstain!r}")
-    if transport not in TRANSPORTS:
-        return ValueError(f"transport must be one of {', '.join(map(repr, TRANSPORTS))}, got {transport!r}")
-    try:
-        algebra.dtype_code(x.dtype)
-        if transport == "counts":
-            algebra.counts_bits(size)
-    except (TypeError, ValueError) as error:
-        return error
-    return None
+        raise TypeError(f"abstain must be True or False, got {abstain!r}")
+    if not isinstance(transport, str) or transport not in TRANSPORTS:
+        raise ValueError(f"transport must be one of {', '.join(map(repr, TRANSPORTS))}, got {transport!r}")
+    algebra.dtype_code(x.dtype)
+    if transport == "counts":
+        algebra.counts_bits(size)
 
 
 def _agree(comm, summary: str, error: Exception | None):
