@@ -1,5 +1,6 @@
 """`DistributedOptimizer`: any torch optimizer, stepping by the majority vote of all ranks."""
 
+import functools
 import warnings
 import weakref
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ import torch
 
 from horovod_sign.rules import Rule, choose_rule
 from horovod_sign.statistics import VoteStatistics
-from horovod_sign.torch import checkpoints
+from horovod_sign.torch import broadcast, checkpoints
 from horovod_sign.torch.arguments import (
     check_arguments,
     check_named,
@@ -19,6 +20,7 @@ from horovod_sign.torch.arguments import (
     trainable,
 )
 from horovod_sign.torch.compression import SignCompressor
+from horovod_sign.torch.foreign import load_own
 from horovod_sign.torch.optimizers import SignOptimizer, momentum_buffer, take_step
 from horovod_sign.torch.votes import Options, Votes
 
@@ -154,10 +156,6 @@ def _wrap(optimizer, rule: Rule):
 class _Distributed:
     """The methods of a wrapped optimizer, whichever it is."""
 
-    # Horovod's broadcast_optimizer_state tells its own wrappers, whose step() is a collective, by their module, and
-    # then makes missing state by the step() of the class below. Ours wants the same treatment.
-    __module__ = hvd.DistributedOptimizer.__module__
-
     # torch.amp.GradScaler then calls step() on all ranks, also on those that overflowed: see `scaling`.
     _step_supports_amp_scaling = True
 
@@ -187,6 +185,9 @@ class _Distributed:
             self._step_by_vote()
         self._synchronized, self._skip = False, False
         return loss
+
+    # torch gives the step of each class hooks once, at the latest when a state is loaded; the class below has them.
+    step.hooked = True
 
     def synchronize(self):
         """Makes the votes the gradients of the parameters, to be changed before a `step` in `skip_synchronize`."""
@@ -237,7 +238,6 @@ class _Distributed:
         for group in self.param_groups:
             for p in group["params"]:
                 if p in parameters:
-                    # An empty state is state too: see `__module__`.
                     state = self.vote_state(p)
                     if self.vote_rule(group).has_momentum:
                         momentum_buffer(p, state)
@@ -282,6 +282,9 @@ class _VotesAsGradients:
 
     def state_dict(self) -> dict:
         """The optimizer's, and under "horovod_sign" the momentum that this rank votes by, if there is one."""
+        root = broadcast.asking_root()
+        if root is not None:
+            return broadcast.broadcast_state(self, root, [self.state, self._sign_states])
         parameters = [p for group in self.param_groups for p in group["params"]]
         votes_by = {i: dict(self._sign_states[p]) for i, p in enumerate(parameters) if p in self._sign_states}
         return {**self._base.state_dict(self), "horovod_sign": votes_by}
@@ -291,7 +294,8 @@ class _VotesAsGradients:
         momenta start at zero."""
         self._votes.has_history = True
         state_dict = checkpoints.of_this_rank(state_dict, self._votes.options.process_set)
-        self._base.load_state_dict(self, {k: v for k, v in state_dict.items() if k != "horovod_sign"})
+        of_base = {k: v for k, v in state_dict.items() if k != "horovod_sign"}
+        load_own(self, functools.partial(self._base.load_state_dict, self), of_base)
         votes_by = state_dict.get("horovod_sign", {})
         parameters = [p for group in self.param_groups for p in group["params"]]
         for i, p in enumerate(parameters):

@@ -8,10 +8,14 @@ Algorithm 1).
 import torch
 
 from horovod_sign import rules
+from horovod_sign.torch import broadcast
+from horovod_sign.torch.foreign import load_own
 
 
 class SignOptimizer(torch.optim.Optimizer):
     """What SignSGD and Signum share. A subclass says by `rule(group)` what is voted on."""
+
+    _state_names: frozenset[str] = frozenset()
 
     def __init__(self, params, lr: float, weight_decay: float, **defaults):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, **defaults})
@@ -40,8 +44,13 @@ class SignOptimizer(torch.optim.Optimizer):
         self._update()
         return loss
 
+    def state_dict(self) -> dict:
+        root = broadcast.asking_root()
+        return super().state_dict() if root is None else broadcast.broadcast_state(self, root, [self.state])
+
     def load_state_dict(self, state_dict: dict):
-        super().load_state_dict(state_dict)
+        if not load_own(self, super().load_state_dict, state_dict, self._state_names):
+            return
         # torch casts state to the parameter's dtype; the momentum of a 16-bit parameter is float32 and stays so.
         saved = [i for group in state_dict["param_groups"] for i in group["params"]]
         params = [p for group in self.param_groups for p in group["params"]]
@@ -98,6 +107,8 @@ class Signum(SignOptimizer):
 
     Reference: Bernstein et al. 2018, arXiv 1802.04434, Algorithm 2.
     """
+
+    _state_names = frozenset({"momentum_buffer", "step"})
 
     def __init__(self, params, lr: float, momentum: float = 0.9, weight_decay: float = 0.0, warmup: bool = False):
         super().__init__(params, lr, weight_decay, momentum=momentum, warmup=warmup)
