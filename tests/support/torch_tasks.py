@@ -2,7 +2,7 @@
 
 import horovod.torch as hvd
 import numpy as np
-import oracle
+import simulation
 import torch
 from mpi4py import MPI
 
@@ -50,24 +50,10 @@ def assert_replicas_identical(net: torch.nn.Module):
     assert all(other == mine for other in MPI.COMM_WORLD.allgather(mine)), "the replicas differ"
 
 
-class Simulation:
-    """signSGD (momentum None) or Signum by majority vote, in NumPy, on given gradients."""
+def simulate(start: list[np.ndarray], ranks: int, lr: float, momentum=None, weight_decay=0.0, abstain=True, warmup=0):
+    """A `Simulation` of signSGD (momentum None) or Signum."""
+    rule = simulation.SIGNSGD if momentum is None else simulation.signum(momentum, warmup)
+    return simulation.Simulation(start, ranks, lr, rule, weight_decay, abstain)
 
-    def __init__(self, start: list[np.ndarray], ranks: int, lr: float, momentum=None, weight_decay=0.0, abstain=True):
-        self.x = [x.copy() for x in start]
-        self._m = [[np.zeros(x.shape, np.float32) for x in start] for _ in range(ranks)]
-        self._lr, self._momentum, self._decay, self._abstain = lr, momentum, weight_decay, abstain
 
-    def step(self, gradients: list[list[np.ndarray | None]]):
-        for i, x in enumerate(self.x):
-            ballots = [self._ballot(rank, i, of_rank[i]) for rank, of_rank in enumerate(gradients)]
-            self.x[i] = x - self._lr * (oracle.vote(ballots, self._abstain) + self._decay * x)
-
-    def _ballot(self, rank, i, g):
-        if g is None:
-            return np.zeros(self.x[i].shape)
-        if self._momentum is None:
-            return g
-        m = self._m[rank][i]
-        m[...] = m * np.float32(self._momentum) + g * np.float32(1 - self._momentum)
-        return m
+Simulation = simulate

@@ -1,0 +1,98 @@
+"""Training by majority vote in NumPy, for the tests of every framework: what the workers vote on is an argument.
+
+Nothing here comes from the package, so that a mistake there does not end up on both sides of a comparison.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import oracle
+
+
+class Rule(NamedTuple):
+    """What a worker votes on: v = vote * m + (1 - vote) * g, with the momentum m <- state * m + (1 - state) * g.
+
+    Attributes:
+        vote: weight of the old momentum in v.
+        state: weight of the old momentum in the new one; None: there is no momentum.
+        warmup: for so many steps v is g.
+    """
+
+    vote: float = 0.0
+    state: float | None = None
+    warmup: int = 0
+
+
+SIGNSGD = Rule()
+
+
+def signum(momentum: float, warmup: int = 0) -> Rule:
+    """Votes on the new momentum; `warmup` is C(momentum) of the paper, or 0."""
+    return Rule(momentum, momentum, warmup)
+
+
+class Workers:
+    """All ranks with their momenta, and their votes.
+
+    Args:
+        start: arrays of the shapes that are voted on.
+        ranks: how many workers.
+        rule: what they vote on.
+        abstain: as everywhere.
+    """
+
+    def __init__(self, start: list[np.ndarray], ranks: int, rule: Rule = SIGNSGD, abstain: bool = True):
+        self.m = [[np.zeros(np.shape(x), np.float32) for x in start] for _ in range(ranks)]
+        self._rule, self._abstain, self._steps = rule, abstain, 0
+
+    def votes(self, gradients: list[list[np.ndarray | None]]) -> list[np.ndarray]:
+        """The votes of a step, by parameter.
+
+        Args:
+            gradients: for each rank those of its parameters; None where it has none: it abstains and keeps its momentum.
+        """
+        self._steps += 1
+        return [
+            oracle.vote([self._ballot(rank, i, of_rank[i]) for rank, of_rank in enumerate(gradients)], self._abstain)
+            for i in range(len(self.m[0]))
+        ]
+
+    def _ballot(self, rank, i, g) -> np.ndarray:
+        m, rule = self.m[rank][i], self._rule
+        if g is None:
+            return np.zeros(m.shape)
+        if rule.state is None:
+            return g
+        finite = np.isfinite(g)
+        v = np.where(finite & (self._steps > rule.warmup), _between(rule.vote, m, g), g)
+        m[...] = np.where(finite, _between(rule.state, m, g), m)
+        return v
+
+
+class Simulation:
+    """x <- x - lr * (vote + weight_decay * x), in the dtype of x.
+
+    Args:
+        start: the parameters; not changed.
+        lr, weight_decay: of the step.
+        ranks, rule, abstain: as in `Workers`.
+    """
+
+    def __init__(
+        self, start: list[np.ndarray], ranks: int, lr: float, rule: Rule = SIGNSGD, weight_decay=0.0, abstain=True
+    ):
+        self.x = [np.array(x) for x in start]
+        self.workers = Workers(start, ranks, rule, abstain)
+        self.lr, self._decay = lr, weight_decay
+
+    def step(self, gradients: list[list[np.ndarray | None]]):
+        """One step on the gradients of all ranks."""
+        for i, vote in enumerate(self.workers.votes(gradients)):
+            x = self.x[i]
+            lr, decay = x.dtype.type(self.lr), x.dtype.type(self._decay)
+            self.x[i] = x - lr * (vote.astype(x.dtype) + decay * x)
+
+
+def _between(beta: float, m: np.ndarray, g: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore"):
+        return m * np.float32(beta) + g.astype(np.float32) * np.float32(1 - beta)
