@@ -49,7 +49,7 @@ class Workers:
         """The votes of a step, by parameter.
 
         Args:
-            gradients: for each rank those of its parameters; None where it has none: it abstains and keeps its momentum.
+            gradients: of each rank, by parameter; None: it abstains there and keeps its momentum.
         """
         self._steps += 1
         return [

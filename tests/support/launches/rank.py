@@ -29,6 +29,7 @@ class RankPlugin:
     def pytest_configure(self, config):
         self._config = config
 
+    @pytest.hookimpl(tryfirst=True)  # as in the parent, or ids differ where a fixture has parameters
     def pytest_generate_tests(self, metafunc):
         from launches.parent import parametrize_ranks
 
