@@ -56,6 +56,14 @@ def check_arguments(optimizer, passes, transport, bucket_cap_mb, grad_scaler, hi
         raise ValueError("hierarchical=True cannot be used in an elastic job, whose nodes come and go: leave it out")
 
 
+def check_every(check_replicas):
+    """Raises ValueError unless it is a number of steps."""
+    if not isinstance(check_replicas, int) or check_replicas < 0:
+        raise ValueError(
+            f"check_replicas must be a number of steps, an integer of at least 0 (0: never), got {check_replicas!r}"
+        )
+
+
 def names_by_parameter(named_parameters) -> dict[torch.Tensor, str]:
     """What `model.named_parameters()` says, the other way round; ValueError if that is not what it is."""
     named = list(named_parameters)

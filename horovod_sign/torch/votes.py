@@ -15,6 +15,7 @@ from horovod_sign.torch.buckets import Bucket, make_buckets
 from horovod_sign.torch.collectives import HorovodCollectives
 from horovod_sign.torch.nodes import find_nodes
 from horovod_sign.torch.pipeline import Pipeline
+from horovod_sign.torch.replicas import ReplicaCheck
 from horovod_sign.torch.scaling import Overflow, Scaling
 from horovod_sign.torch.transports import carriers
 from horovod_sign.voting.messages import Planes
@@ -43,6 +44,7 @@ class Options:
     process_set: Any
     grad_scaler: torch.amp.GradScaler | None
     hierarchical: bool
+    check_replicas: int
 
     def line(self) -> str:
         """For the agreement of all ranks."""
@@ -50,7 +52,7 @@ class Options:
         return (
             f"{self.kind}, abstain={self.abstain}, transport={self.transport}, {self.passes} passes, buckets of "
             f"{self.bucket_bytes} bytes, overlap={self.early}, {'a' if scaled else 'no'} grad_scaler, "
-            f"hierarchical={self.hierarchical}"
+            f"hierarchical={self.hierarchical}, check_replicas={self.check_replicas}"
         )
 
 
@@ -81,6 +83,7 @@ class Votes:
         self._nodes = nodes
         self.monitor = Monitor(self._voter(collectives.rank), collectives.size, not options.abstain)
         self.scaling = Scaling(options.grad_scaler, options.process_set, name)
+        self.replicas = self._replica_check(name)
         self.pipeline = Pipeline([], collectives, transport, options.abstain, options.passes, name, nodes)
         self.pipeline.in_backward = options.early and self._agreed and not self.scaling.used
         self._nan_reported, self._edit_reported = False, False
@@ -114,6 +117,7 @@ class Votes:
         if not self._edit_reported and self.pipeline.edited() is not None:
             self._edit_reported = True
             warnings.warn(_EDITED, stacklevel=4)
+        self.replicas.begin()
         return self.scaling.settle(self._optimizer)
 
     def decisions(self) -> Iterator[tuple[Bucket, Planes]]:
@@ -126,6 +130,7 @@ class Votes:
             self.monitor.count(bucket.ballot, decided, bucket.coordinates, abstained, bucket.nans)
             yield bucket, decided
         self.monitor.end(self.pipeline.bytes_sent)
+        self.replicas.conclude()
         self.has_history = True
 
     def withhold(self):
@@ -140,9 +145,14 @@ class Votes:
         collectives = HorovodCollectives(self.options.process_set)
         self.pipeline.restart(collectives, name)
         self.scaling = Scaling(self.options.grad_scaler, self.options.process_set, name)
+        self.replicas = self._replica_check(name)
         self.monitor.restart(self._voter(collectives.rank), collectives.size)
         self.pipeline.in_backward = self.options.early and not self.scaling.used
         self._agreed = True
+
+    def _replica_check(self, name: str) -> ReplicaCheck:
+        every, process_set = self.options.check_replicas, self.options.process_set
+        return ReplicaCheck(self._optimizer, self._labels, every, process_set, name)
 
     def _voter(self, rank: int) -> str:
         return f"rank {rank}" if self._nodes is None else f"the node of rank {hvd.rank()}"

@@ -36,10 +36,11 @@ def disagreement(what: str, records: np.ndarray) -> Exception | None:
         groups.setdefault(bytes(record), []).append(rank)
     if len(groups) == 1:
         return None
-    described = "; ".join(f"{_ranks(ranks)}: {texts[ranks[0]][1:]}" for ranks in groups.values())
+    described = "; ".join(f"{ranks_in_words(ranks)}: {texts[ranks[0]][1:]}" for ranks in groups.values())
     return ValueError(f"{what}: all ranks must bring the same coordinates and options, but they differ ({described})")
 
 
-def _ranks(ranks: list[int]) -> str:
+def ranks_in_words(ranks: list[int]) -> str:
+    """ "rank 3", or "ranks 0, 1, 2, 3 and 5 more"."""
     shown = ", ".join(map(str, ranks[:4])) + (f" and {len(ranks) - 4} more" if len(ranks) > 4 else "")
     return f"rank {shown}" if len(ranks) == 1 else f"ranks {shown}"

@@ -1,0 +1,42 @@
+"""What is under way in this process goes on wherever it waits.
+
+Two optimizers may be stepped in different orders on different ranks: rank 0 then waits for a vote of the first while
+rank 1 waits for one of the second, and each has part of what the other needs. So whoever waits lets all others go on.
+"""
+
+import time
+import weakref
+from typing import Protocol
+
+from horovod_sign.voting.collectives import Vote
+
+
+class UnderWay(Protocol):
+    """Something that goes on when it is asked to."""
+
+    def poll(self):
+        """Goes on as far as possible without waiting."""
+
+
+_under_way: "weakref.WeakSet[UnderWay]" = weakref.WeakSet()
+
+
+def add(each: UnderWay):
+    """Lets `each` go on, for as long as it lives, wherever this process waits."""
+    _under_way.add(each)
+
+
+def go_on():
+    """Everything that is under way goes on."""
+    for each in list(_under_way):
+        each.poll()
+
+
+def wait(vote: Vote):
+    """Waits for a decision of Horovod's engine, and returns it."""
+    vote.poll()
+    while not vote.decided:
+        go_on()
+        time.sleep(50e-6)
+        vote.poll()
+    return vote.wait()

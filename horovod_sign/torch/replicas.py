@@ -1,0 +1,107 @@
+"""Do the ranks still have the same parameters, and step with the same numbers? Asked every so many steps.
+
+The options of all groups are compared, and checksums of parameters: all of a small model, of a large one a part that
+moves on from time to time, since replicas that have parted differ nearly everywhere.
+"""
+
+import warnings
+import zlib
+from collections.abc import Iterator
+
+import torch
+
+from horovod_sign.torch import progress
+from horovod_sign.torch.collectives import HorovodCollectives
+from horovod_sign.voting import replicas
+from horovod_sign.voting.collectives import Vote
+
+# Bytes of parameters that are read for a comparison: a millisecond or two.
+CHECKED_BYTES = 2**22
+# How an optimizer computes, not what: these may differ.
+_NO_NUMBERS = ("foreach", "fused", "capturable", "differentiable")
+_REMEDIES = {
+    "numbers": (
+        "all ranks must step with the same numbers, or their replicas part; a scheduler that goes by each rank's own "
+        "loss (ReduceLROnPlateau) must be given the mean of all, hvd.allreduce(loss)"
+    ),
+    "parameters": (
+        "the replicas have parted, and votes do not bring them together again; call hvd.broadcast_parameters("
+        "model.state_dict(), root_rank=0) before the first step, and change parameters on all ranks alike"
+    ),
+    "layout": "all ranks must have the same parameter groups with the same options",
+}
+
+
+class ReplicaCheck:
+    """Compares the ranks of an optimizer once in a while, and warns on all of them.
+
+    Args:
+        optimizer: the wrapped one.
+        labels: names of parameters.
+        every: how many steps; 0: never.
+        process_set: Horovod's, of the ranks that vote.
+        name: of the Horovod ops: unique among optimizers, the same on all ranks.
+    """
+
+    def __init__(self, optimizer, labels: dict[torch.Tensor, str], every: int, process_set, name: str):
+        self._optimizer, self._labels, self._every = optimizer, labels, every
+        self._collectives, self._name = HorovodCollectives(process_set), f"{name}.replicas"
+        self._steps, self._checks = 0, 0
+        self._vote: Vote | None = None
+        self._told: set[str] = set()
+        progress.add(self)
+
+    def begin(self):
+        """A step begins: if it is one of those, begins to compare. In the same steps on all ranks."""
+        self.conclude()
+        if self._every and self._collectives.size > 1 and self._steps % self._every == 0:
+            items = [*self._numbers(), *self._checksums(self._checks)]
+            self._vote = Vote(
+                replicas.compare(items, self._collectives.rank, self._collectives.size), self._collectives, self._name
+            )
+            self._checks += 1
+        self._steps += 1
+
+    def poll(self):
+        if self._vote is not None:
+            self._vote.poll()
+
+    def conclude(self):
+        """Waits for what has begun, which takes as long as a vote does, and says what it found."""
+        if self._vote is None:
+            return
+        different, self._vote = progress.wait(self._vote), None
+        for kind, text in different:
+            if kind not in self._told:
+                self._told.add(kind)
+                warnings.warn(
+                    f"ranks differ at step {self._steps}: {text}; {_REMEDIES[kind]} (this is said once; "
+                    "hvs.DistributedOptimizer compares every check_replicas steps)",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
+
+    def _numbers(self) -> Iterator[replicas.Item]:
+        keys = [key for key in self._optimizer.defaults if key not in _NO_NUMBERS]
+        for i, group in enumerate(self._optimizer.param_groups):
+            yield from replicas.numbers(group, keys, f"group {i}")
+
+    def _checksums(self, number: int) -> Iterator[replicas.Item]:
+        """Of the parameters, the bytes [number * CHECKED_BYTES, (number + 1) * CHECKED_BYTES), round and round."""
+        parameters = [p for group in self._optimizer.param_groups for p in group["params"] if p.numel()]
+        total = sum(p.numel() * p.element_size() for p in parameters)
+        first = number * CHECKED_BYTES % max(total, 1) if total > CHECKED_BYTES else 0
+        at = 0
+        for i, p in enumerate(parameters):
+            size = p.element_size()
+            start, stop = max(first - at, 0) // size, (first + CHECKED_BYTES - at) // size
+            if start < p.numel() and stop > 0:
+                name = f"the checksum of parameter {self._labels.get(p, i)}"
+                yield replicas.Item("parameters", name, f"{_checksum(p, start, stop):08x}")
+            at += p.numel() * size
+
+
+def _checksum(p: torch.Tensor, start: int, stop: int) -> int:
+    """Of the coordinates [start, stop) of `p` in C order, whatever their order in memory."""
+    piece = p.detach().resolve_conj().resolve_neg().reshape(-1)[start:stop]
+    return zlib.crc32(piece.contiguous().view(torch.uint8).cpu().numpy())
