@@ -3,6 +3,7 @@
 import horovod.torch as hvd
 import torch
 
+from horovod_sign.torch.arguments import in_elastic_job
 from horovod_sign.voting.agreement import disagreement, encode_record
 
 _numbers: dict[int, int] = {}
@@ -15,7 +16,7 @@ def agree(lines: list[str], error: Exception | None, process_set) -> str:
 
     Args:
         lines: the options, and one line for each parameter that is voted on, in order.
-        error: why this rank cannot go on by itself (TypeError or ValueError), if it cannot.
+        error: why this rank cannot go on by itself, if it cannot.
         process_set: Horovod's, of the ranks that vote.
 
     Returns:
@@ -40,6 +41,13 @@ def agree(lines: list[str], error: Exception | None, process_set) -> str:
     raise found
 
 
+def tell(error: Exception, process_set):
+    """Raises `error`, why this rank cannot vote, and tells the others, which wait in `agree`."""
+    if not in_elastic_job():  # there a rank makes its optimizer alone
+        agree([], error, process_set)
+    raise error
+
+
 def describe(names: dict[torch.Tensor, str]) -> list[str]:
     """A line for each parameter."""
     return [_describe(p, label) for p, label in names.items()]
@@ -47,7 +55,7 @@ def describe(names: dict[torch.Tensor, str]) -> list[str]:
 
 def _allgather_lines(lines: list[str], process_set, name: str) -> list[list[str]]:
     # Horovod's allgather_object knows no process sets.
-    text = torch.frombuffer(bytearray("\n".join(lines).encode()), dtype=torch.uint8)
+    text = torch.frombuffer(bytearray("\n".join(lines).encode(errors="backslashreplace")), dtype=torch.uint8)
     lengths = hvd.allgather(torch.tensor([len(text)]), name=f"{name}.lengths", process_set=process_set)
     texts = hvd.allgather(text, name=f"{name}.lines", process_set=process_set).split(lengths.tolist())
     return [bytes(each.numpy()).decode().split("\n") for each in texts]

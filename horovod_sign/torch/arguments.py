@@ -1,5 +1,6 @@
 """What `DistributedOptimizer` is given: checked before anything is built or sent."""
 
+import numbers
 import os
 from collections import Counter
 
@@ -11,16 +12,23 @@ from horovod_sign.torch.planes import check_votable
 from horovod_sign.voting.protocols import TRANSPORTS
 
 
-def check_process_set(process_set):
-    """Raises ValueError where Horovod cannot reach the other ranks, so that this rank can only speak for itself."""
+def reachable(process_set):
+    """The process set of the ranks that must hear of errors: all, if `process_set` is none. Refused below.
+
+    Raises:
+        ValueError: Horovod cannot reach the other ranks, so that this rank can only speak for itself.
+    """
     if not hvd.is_initialized():
         raise ValueError("Horovod is not initialised: call hvd.init() before hvs.DistributedOptimizer")
+    if not isinstance(process_set, hvd.ProcessSet):
+        return hvd.global_process_set
     if process_set.process_set_id is None:
         raise ValueError(
             "the process set is not registered: call hvd.add_process_set, or give hvd.init() process_sets="
         )
     if process_set.included() is False:
         raise ValueError(f"rank {hvd.rank()} is not in the process set {process_set.ranks}: leave it out of the vote")
+    return process_set
 
 
 def in_elastic_job() -> bool:
@@ -28,8 +36,13 @@ def in_elastic_job() -> bool:
     return os.environ.get("HOROVOD_ELASTIC") == "1"
 
 
-def check_arguments(optimizer, passes, transport, bucket_cap_mb, grad_scaler, hierarchical, unsupported):
+def check_arguments(optimizer, passes, process_set, transport, bucket_cap_mb, grad_scaler, hierarchical, unsupported):
     """Raises TypeError or ValueError, in one sentence, for arguments that cannot be meant."""
+    if not isinstance(process_set, hvd.ProcessSet):
+        raise TypeError(
+            f"process_set must be a horovod.torch.ProcessSet, got {process_set!r}: if it is Horovod's op, given by "
+            "position, leave it out, since a vote is neither a sum nor an average, and give what follows it by keyword"
+        )
     if unsupported:
         raise TypeError(
             f"hvs.DistributedOptimizer has no {', '.join(unsupported)}: a vote is neither a sum nor an average and "
@@ -48,8 +61,10 @@ def check_arguments(optimizer, passes, transport, bucket_cap_mb, grad_scaler, hi
         raise ValueError(f"transport must be one of {', '.join(map(repr, TRANSPORTS))}, got {transport!r}")
     if not isinstance(passes, int) or passes < 1:
         raise ValueError(f"backward_passes_per_step must be an integer of at least 1, got {passes!r}")
-    if not bucket_cap_mb > 0:
-        raise ValueError(f"bucket_cap_mb must be more than 0, got {bucket_cap_mb!r}")
+    if not isinstance(bucket_cap_mb, numbers.Real):
+        raise TypeError(f"bucket_cap_mb must be a number, got {bucket_cap_mb!r}")
+    if not 0 < bucket_cap_mb < float("inf"):
+        raise ValueError(f"bucket_cap_mb must be more than 0 and finite, got {bucket_cap_mb!r}")
     if grad_scaler is not None and not isinstance(grad_scaler, torch.amp.GradScaler):
         raise TypeError(f"grad_scaler must be a torch.amp.GradScaler, got {type(grad_scaler).__name__}")
     if hierarchical and in_elastic_job():

@@ -11,13 +11,14 @@ import torch
 from horovod_sign.rules import Rule, choose_rule
 from horovod_sign.statistics import VoteStatistics
 from horovod_sign.torch import broadcast, checkpoints
+from horovod_sign.torch.agreement import tell
 from horovod_sign.torch.arguments import (
     check_arguments,
     check_every,
     check_named,
     check_parameters,
-    check_process_set,
     names_by_parameter,
+    reachable,
     trainable,
 )
 from horovod_sign.torch.compression import SignCompressor
@@ -105,41 +106,53 @@ def DistributedOptimizer(
     Raises:
         TypeError: an argument of Horovod's that a vote cannot have (op, groups, ...); parameters that have no kernel.
         ValueError: Horovod not initialised; an optimizer that is already wrapped; ranks that differ; bad options.
-            Either is raised on all ranks if one of them has a reason.
+            Either is raised on all ranks if one of them has a reason, and so is whatever else goes wrong on one.
     """
-    check_process_set(process_set)
-    error, rule, labels = None, Rule(), {}
+    voters, error = reachable(process_set), None
     try:
         check_arguments(
-            optimizer, backward_passes_per_step, transport, bucket_cap_mb, grad_scaler, hierarchical, unsupported
+            optimizer,
+            backward_passes_per_step,
+            process_set,
+            transport,
+            bucket_cap_mb,
+            grad_scaler,
+            hierarchical,
+            unsupported,
         )
         check_every(check_replicas)
         rule = _chosen_rule(optimizer, compression)
+        labels = {} if named_parameters is None else names_by_parameter(named_parameters)
         if named_parameters is not None:
-            labels = names_by_parameter(named_parameters)
             check_named(trainable(optimizer, labels), labels)
         check_parameters(trainable(optimizer, labels))
-    except (TypeError, ValueError) as invalid:
+        options = Options(
+            kind=f"{type(optimizer).__name__}, {rule}",
+            abstain=bool(abstain),
+            transport=transport,
+            passes=backward_passes_per_step,
+            bucket_bytes=int(bucket_cap_mb * 1e6),
+            early=bool(overlap),
+            process_set=process_set,
+            grad_scaler=grad_scaler,
+            hierarchical=bool(hierarchical),
+            check_replicas=check_replicas,
+        )
+        wrapped = _wrap(optimizer, rule)
+    except Exception as invalid:  # whatever it is: the other ranks wait
         error = invalid
-    options = Options(
-        kind=f"{type(optimizer).__name__}, {rule}",
-        abstain=abstain,
-        transport=transport,
-        passes=backward_passes_per_step,
-        bucket_bytes=int(bucket_cap_mb * 1e6),
-        early=overlap,
-        process_set=process_set,
-        grad_scaler=grad_scaler,
-        hierarchical=bool(hierarchical),
-        check_replicas=check_replicas,
-    )
-    wrapped = _wrap(optimizer, rule) if error is None else None
-    votes = Votes(wrapped, options, labels, error)
-    wrapped._votes = votes
+    if error is not None:
+        tell(error, voters)
+    wrapped._votes = Votes(wrapped, options, labels)
     return wrapped
 
 
 def _chosen_rule(optimizer, compression: SignCompressor | None) -> Rule:
+    if compression is not None and not isinstance(compression, SignCompressor):
+        raise TypeError(
+            f"compression must be hvs.Compression.signsgd() or hvs.Compression.signum(), got {compression!r}: there is "
+            "no way not to vote; leave it out for votes on what the optimizer says itself, or else on gradients"
+        )
     own = optimizer.rule(optimizer.param_groups[0]) if isinstance(optimizer, SignOptimizer) else None
     return choose_rule(own, compression.rule if compression is not None else None, type(optimizer).__name__)
 
@@ -227,11 +240,11 @@ class _Distributed:
         groups, error = len(self.param_groups), None
         try:
             self._base.add_param_group(self, param_group)
-        except (TypeError, ValueError) as invalid:
+        except Exception as invalid:  # whatever it is: the other ranks wait
             error = invalid
         try:
             self._votes.change(error)
-        except (TypeError, ValueError):
+        except Exception:
             del self.param_groups[groups:]
             raise
 

@@ -63,10 +63,9 @@ class Votes:
         optimizer: the wrapped one.
         options: what the user wants.
         labels: names of parameters, also of some that have no vote yet.
-        error: why this rank cannot vote, if it cannot: raised here, on all ranks.
     """
 
-    def __init__(self, optimizer, options: Options, labels: dict[torch.Tensor, str], error: Exception | None = None):
+    def __init__(self, optimizer, options: Options, labels: dict[torch.Tensor, str]):
         self.options = options
         self._optimizer, self._labels = optimizer, labels
         self._names: dict[torch.Tensor, str] = {}
@@ -74,9 +73,7 @@ class Votes:
         # A rank that joins an elastic job makes its optimizer alone: there all agree at the first step they take.
         self._agreed = not in_elastic_job()
         self.is_elastic, self.has_history = False, False
-        name = self._agree(error) if self._agreed else ""
-        if error is not None:
-            raise error
+        name = self._agree(None) if self._agreed else ""
         voted_on = trainable(optimizer, labels)
         nodes = find_nodes(options.process_set) if options.hierarchical else None
         transport, collectives = carriers(voted_on, options, name, self._agreed, nodes)
@@ -161,12 +158,14 @@ class Votes:
         return [id(p) for group in self._optimizer.param_groups for p in group["params"] if p.requires_grad]
 
     def _agree(self, error: Exception | None) -> str:
-        parameters = trainable(self._optimizer, self._labels) if error is None else {}
+        lines = []
         try:
+            parameters = trainable(self._optimizer, self._labels) if error is None else {}
             check_parameters(parameters)
-        except TypeError as unvotable:
+            lines = [self.options.line(), *describe(parameters)]
+        except Exception as unvotable:  # whatever it is: the other ranks wait
             error = unvotable
-        return agree([self.options.line(), *describe(parameters)], error, self.options.process_set)
+        return agree(lines, error, self.options.process_set)
 
     def _make_buckets(self):
         parameters = trainable(self._optimizer, self._labels)
