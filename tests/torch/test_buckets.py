@@ -1,0 +1,116 @@
+"""Buckets of one rank: how parameters are cut, packed and stepped, on one process, against NumPy."""
+
+import numpy as np
+import oracle
+import pytest
+import torch
+
+from horovod_sign import rules
+from horovod_sign.torch import eager
+from horovod_sign.torch.buckets import Bucket, make_buckets
+from horovod_sign.voting import messages
+
+
+class OneRank:
+    """An optimizer that buckets can ask, as they do at each step."""
+
+    def __init__(self, groups, rule=None):
+        self.param_groups, self._rule, self.states = groups, rule or rules.signsgd(), {}
+
+    def vote_rule(self, group):
+        return group.get("rule", self._rule)
+
+    def vote_state(self, p):
+        return self.states.setdefault(p, {})
+
+
+def parameters_of(*sizes, dtype=torch.float32):
+    return [torch.nn.Parameter(torch.zeros(size, dtype=dtype)) for size in sizes]
+
+
+def test_parameters_are_cut_into_buckets_last_first():
+    p = parameters_of(10, 20, 30, 40, 50)
+    voter = OneRank([{"params": p[:2]}, {"params": p[2:]}])
+    everything = make_buckets(voter, set(p), 10**6)
+    assert [bucket.name for bucket in everything] == ["bucket0"]
+    assert [slot.group for slot in everything[0].slots] == [1, 1, 1, 0, 0]
+    buckets = make_buckets(voter, set(p), 280, first=4)  # 280 bytes: 70 coordinates
+    assert [[len(each) for each in bucket.parameters] for bucket in buckets] == [[50], [40, 30], [20, 10]]
+    assert [bucket.name for bucket in buckets] == ["bucket4", "bucket5", "bucket6"]
+    assert [bucket.coordinates for bucket in buckets] == [50, 70, 30]
+    some = make_buckets(voter, {p[0], p[3]}, 1)
+    assert [[len(each) for each in bucket.parameters] for bucket in some] == [[40], [10]]
+    assert make_buckets(voter, set(), 1) == []
+
+
+@pytest.mark.parametrize("abstain", [True, False])
+def test_a_bucket_packs_what_is_there_and_abstains_for_the_rest(abstain):
+    sizes = (3, 64, 65, 7, 0)
+    parameters = parameters_of(*sizes)
+    bucket = Bucket("bucket", [(p, 0) for p in parameters], OneRank([{"params": parameters}]))
+    for step in range(2):  # planes are used again
+        values = [oracle.gradients(step, n, np.float32) for n in sizes]
+        for i, (p, x) in enumerate(zip(parameters, values, strict=True)):
+            p.grad = None if i == step + 1 else torch.tensor(x)
+            values[i] = np.zeros(sizes[i]) if i == step + 1 else x
+        for slot in bucket.slots[:2]:
+            assert not bucket.arrived(slot, abstain)
+        bucket.pack(abstain)
+        ballot = bucket.ballot
+        assert (ballot.nonzero is None) == (not abstain)
+        if abstain:
+            missing = sizes[step + 1]
+            assert bucket.zeros == sum(int((x == 0).sum()) for x in values)
+            assert bucket.nans == sum(int(np.isnan(x).sum()) for x in values)
+            assert bucket.zeros >= missing
+        for p, slot, x in zip(parameters, bucket.slots, values, strict=True):
+            piece = messages.Planes(*(None if each is None else each[slot.words] for each in ballot))
+            vote = eager.votes(*piece, p)
+            np.testing.assert_array_equal(vote.numpy(), oracle.vote([x], abstain))
+            if abstain:  # what fills the last word never abstains
+                bits = np.unpackbits(piece.nonzero, bitorder="little")[len(x) :]
+                assert bits.all()
+
+
+def test_gradients_are_packed_as_soon_as_there_are_enough(monkeypatch):
+    monkeypatch.setattr("horovod_sign.torch.buckets.PACK_COORDINATES", 100)
+    parameters = parameters_of(60, 40, 60)
+    for p in parameters:
+        p.grad = torch.ones(p.shape)
+    bucket = Bucket("bucket", [(p, 0) for p in parameters], OneRank([{"params": parameters}]))
+    assert [bucket.arrived(slot, True) for slot in bucket.slots] == [False, True, False]
+    parameters[0].grad.neg_()  # has been packed
+    parameters[2].grad.neg_()  # has not
+    ballot = bucket.pack(True)
+    assert [bool(ballot.sign[slot.words].any()) for slot in bucket.slots] == [False, False, True]
+
+
+def test_a_bucket_of_unlike_parameters_steps_by_group():
+    parameters = parameters_of(5) + parameters_of(70, dtype=torch.bfloat16) + parameters_of(3)
+    groups = [
+        {"params": parameters[:2], "lr": 0.5, "weight_decay": 0.0},
+        {"params": parameters[2:], "lr": 0.25, "weight_decay": 2.0, "rule": rules.signum(0.5)},
+    ]
+    voter = OneRank(groups)
+    (bucket,) = make_buckets(voter, set(parameters), 10**6)
+    with torch.no_grad():
+        for p in parameters:
+            p.fill_(1.0)
+    parameters[1].requires_grad_(False)
+    signs = [
+        torch.sign(torch.randn(p.shape, generator=torch.Generator().manual_seed(i))) for i, p in enumerate(parameters)
+    ]
+    for p, s in zip(parameters, signs, strict=True):
+        p.grad = (3 * s).to(p.dtype)
+    bucket.take_step(bucket.pack(True))
+    assert torch.equal(parameters[0].detach(), 1 - 0.5 * signs[0])
+    assert (parameters[1] == 1).all()
+    assert torch.equal(parameters[2].detach(), 1 - 0.25 * (signs[2] + 2))
+    assert torch.equal(voter.states[parameters[2]]["momentum_buffer"], 1.5 * signs[2])
+    assert parameters[0] not in voter.states
+    parameters[2].grad = signs[2].to_sparse()
+    parameters[0].grad = None
+    bucket.write_votes(bucket.pack(True))
+    assert (parameters[0].grad == 0).all()
+    assert parameters[1].grad is None
+    assert torch.equal(parameters[2].grad, signs[2])
