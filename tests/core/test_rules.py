@@ -11,7 +11,7 @@ from horovod_sign import rules
 
 
 def test_warmup_lengths_are_the_least_that_theorem_3_allows():
-    assert [rules.warmup_length(beta) for beta in (0.0, 0.5, 0.9, 0.99)] == [1, 1, 54, 894]
+    assert [rules.warmup_length(beta) for beta in (0.0, 0.5, 0.75, 0.9, 0.99)] == [1, 1, 2, 54, 894]
     for beta in (0.3, 0.5, 0.8, 0.9, 0.95):
         c = rules.warmup_length(beta)
 
