@@ -78,7 +78,7 @@ class Votes:
         nodes = find_nodes(options.process_set) if options.hierarchical else None
         transport, collectives = carriers(voted_on, options, name, self._agreed, nodes)
         self._nodes = nodes
-        self.monitor = Monitor(self._voter(collectives.rank), collectives.size, not options.abstain)
+        self.monitor = Monitor(self._voter(), collectives.size, not options.abstain)
         self.scaling = Scaling(options.grad_scaler, options.process_set, name)
         self.replicas = self._replica_check(name)
         self.pipeline = Pipeline([], collectives, transport, options.abstain, options.passes, name, nodes)
@@ -143,7 +143,7 @@ class Votes:
         self.pipeline.restart(collectives, name)
         self.scaling = Scaling(self.options.grad_scaler, self.options.process_set, name)
         self.replicas = self._replica_check(name)
-        self.monitor.restart(self._voter(collectives.rank), collectives.size)
+        self.monitor.restart(self._voter(), collectives.size)
         self.pipeline.in_backward = self.options.early and not self.scaling.used
         self._agreed = True
 
@@ -151,8 +151,8 @@ class Votes:
         every, process_set = self.options.check_replicas, self.options.process_set
         return ReplicaCheck(self._optimizer, self._labels, every, process_set, name)
 
-    def _voter(self, rank: int) -> str:
-        return f"rank {rank}" if self._nodes is None else f"the node of rank {hvd.rank()}"
+    def _voter(self) -> str:
+        return f"rank {hvd.rank()}" if self._nodes is None else f"the node of rank {hvd.rank()}"
 
     def _ids(self) -> list[int]:
         return [id(p) for group in self._optimizer.param_groups for p in group["params"] if p.requires_grad]
