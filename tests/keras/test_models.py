@@ -1,6 +1,5 @@
 """Keras models that are not plain, under mpirun: each step is the vote of all ranks' gradients, by NumPy."""
 
-import horovod.tensorflow as hvd
 import keras
 import keras_tasks as tasks
 import numpy as np
@@ -96,13 +95,3 @@ def test_two_models_and_optimizers_in_turn():
     for step in range(3):
         for net, optimizer in zip(nets, optimizers, strict=True):
             train(net, optimizer, steps=1, make_batch=lambda _, step=step: batch(step))
-
-
-@pytest.mark.parametrize("wrapper", ["ours", "Horovod's"])
-def test_a_tape_wrapped_twice_is_refused(wrapper):
-    import horovod_sign.tensorflow as tapes
-
-    tape = hvd.DistributedGradientTape(tf.GradientTape()) if wrapper != "ours" else None
-    tape = tape or tapes.DistributedGradientTape(tf.GradientTape())
-    with pytest.raises(ValueError, match="already wrapped"):
-        tapes.DistributedGradientTape(tape)

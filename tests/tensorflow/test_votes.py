@@ -1,37 +1,41 @@
-"""Votes by the TensorFlow adapter under mpirun: equal to NumPy's, bit for bit; tapes of both kinds."""
+"""Votes by the TensorFlow adapter on ranks: equal to NumPy's, bit for bit; Horovod's own tape; broadcasts."""
 
 import horovod.tensorflow as hvd
 import numpy as np
 import oracle
 import pytest
 import tensorflow as tf
-from mpi4py import MPI
-from ranks import RANK, SIZE
+from ranks import RANK, SIZE, process_sets
 
 import horovod_sign
 import horovod_sign.tensorflow as hvs
 from horovod_sign import rules
 from horovod_sign.tensorflow.election import Coordinates, Election
+from horovod_sign.voting.choice import choose
 
-RANKS = (
-    1,
-    2,
-    3,
-)  # alone; even, where votes tie; odd; others: core/test_properties.py
+RANKS = (2,)  # more where a test says so; other counts: core/test_properties.py
 
-SHAPES = [(), (0,), (3, 5), (64,), (7, 11, 13)]
-VARIABLES = [Coordinates(shape, tf.as_dtype(dtype)) for dtype in oracle.DTYPES for shape in SHAPES]
+# Each dtype; each shape, in one dtype: a ballot is a small integer, whatever it was made from.
+KINDS = [(dtype, (7, 11, 13)) for dtype in oracle.DTYPES] + [(np.dtype(np.float32), s) for s in [(), (0,), (3, 5), 64]]
+VARIABLES = [Coordinates(np.empty(shape).shape, tf.as_dtype(dtype)) for dtype, shape in KINDS]
 LABELS = [str(i) for i in range(len(VARIABLES))]
 
 
 def gradients(rank, seed=0):
     """One array per variable, a third of them edge values; all dtypes at once, as they may be in one model."""
-    pairs = enumerate((dtype, shape) for dtype in oracle.DTYPES for shape in SHAPES)
     return [
-        oracle.gradients(rank, int(np.prod(shape)), dtype, seed + 100 * i).reshape(shape) for i, (dtype, shape) in pairs
+        oracle.gradients(rank, int(np.prod(shape)), dtype, seed + 100 * i).reshape(shape)
+        for i, (dtype, shape) in enumerate(KINDS)
     ]
 
 
+def assert_votes(votes, of_all, abstain=True):
+    for i, (vote, v) in enumerate(zip(votes, VARIABLES, strict=True)):
+        assert vote.dtype == v.dtype
+        np.testing.assert_array_equal(tf.cast(vote, tf.int8), oracle.vote([ranks[i] for ranks in of_all], abstain))
+
+
+@pytest.mark.ranks(1, 2, 3)  # alone; even, where votes tie; odd
 @pytest.mark.parametrize("abstain", [True, False])
 @pytest.mark.parametrize("transport", ["exchange", "counts"])
 def test_votes_equal_numpy_and_mpi(transport, abstain):
@@ -40,184 +44,98 @@ def test_votes_equal_numpy_and_mpi(transport, abstain):
     def vote(tensors):
         return election.vote(tensors, VARIABLES, LABELS)
 
-    for seed, run in enumerate((vote, tf.function(vote), tf.function(vote))):
+    in_graph = tf.function(vote)
+    for seed, run in enumerate((in_graph, in_graph, vote)):
         of_all = [gradients(rank, seed) for rank in range(SIZE)]
-        votes = run([tf.constant(g) for g in of_all[RANK]])
-        for i, (vote_, v) in enumerate(zip(votes, VARIABLES, strict=True)):
-            expected = oracle.vote([ranks[i] for ranks in of_all], abstain)
-            assert vote_.dtype == v.dtype
-            np.testing.assert_array_equal(vote_.numpy().astype(np.int8), expected)
-            mpi = horovod_sign.majority_vote(of_all[RANK][i], abstain=abstain, transport=transport)
-            np.testing.assert_array_equal(mpi, expected)
+        assert_votes(run([tf.constant(g) for g in of_all[RANK]]), of_all, abstain)
+    mpi = [horovod_sign.majority_vote(g, abstain=abstain, transport=transport) for g in of_all[RANK]]
+    assert_votes([tf.cast(vote, v.dtype) for vote, v in zip(mpi, VARIABLES, strict=True)], of_all, abstain)
 
 
-@pytest.mark.parametrize("n, ops", [(1000, {"HorovodAllreduce"}), (2_000_000, {"HorovodAlltoall", "HorovodAllgather"})])
-def test_auto_takes_counts_for_small_models(n, ops):
-    election, v = Election(rules.signsgd()), Coordinates((n,), tf.float32)
-    of_all = [oracle.gradients(rank, n, np.float32, 3) for rank in range(SIZE)]
-
-    @tf.function
-    def vote(g):
-        return election.vote([g], [v], ["0"])[0]
-
-    decided = vote(tf.constant(of_all[RANK]))
-    np.testing.assert_array_equal(decided.numpy().astype(np.int8), oracle.vote(of_all, True))
-    graph = vote.get_concrete_function(tf.TensorSpec(v.shape, v.dtype)).graph
-    used = {op.type for op in graph.get_operations() if op.type.startswith("Horovod")}
-    assert used == (ops if SIZE > 1 else set())
+COUNTS, EXCHANGE = {"HorovodAllreduce"}, {"HorovodAlltoall", "HorovodAllgather"}
 
 
-class Task:
-    """Least squares with two variables and other data on each rank; all ranks can compute all ranks' gradients."""
-
-    def __init__(self, seed=0):
-        random = np.random.default_rng(seed)
-        self.data = [random.standard_normal((16, 4)).astype(np.float32) for _ in range(SIZE)]
-        self.variables = [tf.Variable(np.ones((4, 3), np.float32)), tf.Variable(np.zeros(3, np.float32))]
-
-    def loss(self, x):
-        w, b = self.variables
-        return tf.reduce_mean((x @ w + b - tf.reduce_sum(x, 1, keepdims=True)) ** 2)
-
-    def gradients_of_all(self, rows=16):
-        return [self._gradients(x[:rows]) for x in self.data]
-
-    def _gradients(self, x):
-        with tf.GradientTape() as tape:
-            loss = self.loss(x)
-        return [g.numpy() for g in tape.gradient(loss, self.variables)]
-
-    def stepper(self, wrap, in_graph):
-        """A function that takes a step of 0.01 votes on this rank's first rows and returns the votes."""
-
-        def step(x):
-            with tf.GradientTape() as tape:
-                loss = self.loss(x)
-            votes = wrap(tape).gradient(loss, self.variables)
-            for variable, vote in zip(self.variables, votes, strict=True):
-                variable.assign_sub(0.01 * vote)
-            return votes
-
-        run = tf.function(step) if in_graph else step
-        return lambda rows=16: [vote.numpy() for vote in run(tf.constant(self.data[RANK][:rows]))]
+@pytest.mark.parametrize("abstain", [True, False])
+def test_auto_takes_what_costs_less(abstain):
+    """Up to the last coordinate that `choice` says; without variables that nobody has a gradient for."""
+    less, more = 1000, 2_000_000
+    while more - less > 1:
+        middle = (less + more) // 2
+        counts = choose(middle, SIZE, abstain, can_go_direct=False) == "counts"
+        less, more = (middle, more) if counts else (less, middle)
+    for n, ops in ((less, COUNTS), (more, EXCHANGE)):
+        election, v = Election(rules.signsgd(), abstain=abstain), [Coordinates((n,), tf.float32)] * 2
+        traced = tf.function(lambda g, election=election, v=v: election.vote([g, None], v, ["0", "1"])[0])
+        graph = traced.get_concrete_function(tf.TensorSpec((n,))).graph
+        assert {op.type for op in graph.get_operations() if op.type.startswith("Horovod")} == ops
+    n = less if abstain else more  # where the other kind of vote goes the other way, or this would show less
+    assert choose(n, SIZE, True, can_go_direct=False) != choose(n, SIZE, False, can_go_direct=False)
 
 
-class Simulation:
-    """The votes of all ranks' momenta, in NumPy."""
-
-    def __init__(self, rule):
-        self.rule, self.steps, self.m = rule, 0, None
-
-    def votes(self, of_all):
-        beta = np.float32(self.rule.beta_state or 0.0)
-        rest = np.float32(1.0 - (self.rule.beta_state or 0.0))
-        old = self.m or [[np.zeros_like(g) for g in gradients] for gradients in of_all]
-        self.m = [[beta * m + rest * g for m, g in zip(*pair, strict=True)] for pair in zip(old, of_all, strict=True)]
-        self.steps += 1
-        voted = of_all if self.steps <= self.rule.warmup_steps else self.m
-        return [oracle.vote(ballots) for ballots in zip(*voted, strict=True)]
+@pytest.mark.ranks(3)  # a set of two of them
+def test_a_set_of_ranks_votes_by_its_own_numbers():
+    """Ranks of a set are numbered from 0; what it votes on by itself leaves the votes of all in step."""
+    with process_sets(hvd, [1, 2]) as (pair,):
+        for transport in ("exchange", "counts") if RANK else ():
+            of_set = [gradients(rank) for rank in (1, 2)]
+            election = Election(rules.signsgd(), pair, transport=transport)
+            assert (election.rank, election.size) == (RANK - 1, 2)
+            assert_votes(election.vote([tf.constant(g) for g in of_set[RANK - 1]], VARIABLES, LABELS), of_set)
+        of_all = [gradients(rank) for rank in range(SIZE)]
+        election = Election(rules.signsgd())
+        assert_votes(election.vote([tf.constant(g) for g in of_all[RANK]], VARIABLES, LABELS), of_all)
 
 
-def assert_equal_votes(votes, expected):
-    for vote, other in zip(votes, expected, strict=True):
-        np.testing.assert_array_equal(vote, other)
-
-
-COMPRESSIONS = {
-    "default": lambda: None,
-    "signum": lambda: hvs.Compression.signum(0.9),
-    "warmup": lambda: hvs.Compression.signum(0.5, warmup=True),
+DIFFERENT = {
+    "shape": ({}, (3, 5), "float32", r"rank 1: .*float32 \(3, 5\)"),
+    "dtype": ({}, (3, 4), "float64", r"rank 1: .*float64 \(3, 4\)"),
+    "abstain": ({"abstain": False}, (3, 4), "float32", "rank 1: .*abstain=False"),
+    "transport": ({"transport": "counts"}, (3, 4), "float32", "rank 1: .*transport='counts'"),
+    "rule": ({"rule": rules.signum(0.5)}, (3, 4), "float32", "rank 1: .*beta_state=0.5"),
+    "no floats": ({}, (3, 4), "int32", "rank 1 cannot vote: the gradient of it is int32"),
 }
 
 
-@pytest.mark.parametrize("in_graph", [True, False], ids=["graph", "eager"])
-@pytest.mark.parametrize("kind", COMPRESSIONS)
-def test_tape_equals_the_simulation_also_when_traced_again(kind, in_graph):
-    task, compression = Task(), COMPRESSIONS[kind]()
-    simulation = Simulation(compression.rule if compression else rules.signsgd())
-    step = task.stepper(lambda tape: hvs.DistributedGradientTape(tape, compression=compression), in_graph)
-    for rows in (16, 16, 8, 16, 4):
-        expected = simulation.votes(task.gradients_of_all(rows))
-        assert_equal_votes(step(rows), expected)
-    assert_replicas_identical(task.variables)
+@pytest.mark.parametrize("what", DIFFERENT)
+def test_what_one_rank_brings_differently_is_an_error_on_all(what):
+    options, shape, dtype, words = DIFFERENT[what] if RANK == 1 else ({}, (3, 4), "float32", DIFFERENT[what][3])
+    election = Election(**{"rule": rules.signsgd(), "transport": "exchange", **options})
+    with pytest.raises(TypeError if what == "no floats" else ValueError, match=f"(?s){words}"):
+        election.vote([tf.ones(shape, dtype)], [Coordinates(shape, tf.as_dtype(dtype))], ["it"])
 
 
-def assert_replicas_identical(variables):
-    of_all = MPI.COMM_WORLD.allgather([v.numpy().tobytes() for v in variables])
-    assert all(other == of_all[0] for other in of_all)
-
-
-def test_two_models_with_one_compression_do_not_mix():
-    tasks, compression = [Task(1), Task(2)], hvs.Compression.signum(0.9)
-    simulations = [Simulation(compression.rule) for _ in tasks]
-    steps = [
-        task.stepper(lambda tape: hvs.DistributedGradientTape(tape, compression=compression), i == 0)
-        for i, task in enumerate(tasks)
-    ]
-    for turn in (0, 1, 1, 0, 1, 0):
-        expected = simulations[turn].votes(tasks[turn].gradients_of_all())
-        assert_equal_votes(steps[turn](), expected)
-
-
-def test_momenta_go_with_their_variables():
-    compression = hvs.Compression.signum()
-    Task().stepper(lambda tape: hvs.DistributedGradientTape(tape, compression=compression), False)()
-    assert not compression.memories
-
-
-@pytest.mark.parametrize("in_graph", [True, False], ids=["graph", "eager"])
-def test_tape_votes_once_in_two_passes(in_graph):
-    task, simulation = Task(), Simulation(rules.signum(0.5))
-    compression = hvs.Compression.signum(0.5)
-    step = task.stepper(
-        lambda tape: hvs.DistributedGradientTape(tape, compression=compression, backward_passes_per_step=2), in_graph
-    )
-    for _ in range(3):
-        first = task.gradients_of_all(8)
-        assert not any(vote.any() for vote in step(8))
-        second = task.gradients_of_all(16)
-        mean = [[(a + b) / 2 for a, b in zip(*pair, strict=True)] for pair in zip(first, second, strict=True)]
-        assert_equal_votes(step(16), simulation.votes(mean))
-
-
-@pytest.mark.parametrize("in_graph", [True, False], ids=["graph", "eager"])
-def test_structure_none_and_sparse(in_graph):
-    """Nested sources keep their structure; a missing gradient abstains; an embedding's gradient is voted on dense."""
-    table, unused, mine = tf.Variable(tf.ones((6, 2))), tf.Variable(1.0), tf.Variable([1.0, -1.0])
-
-    def step():
-        with tf.GradientTape() as tape:
-            loss = -tf.reduce_sum(tf.gather(table, [1, 1, RANK + 2]))
-            loss += tf.reduce_sum(mine) if RANK == 0 else 0.0
-        return hvs.DistributedGradientTape(tape).gradient(loss, {"a": table, "b": [unused, mine]})
-
-    votes = (tf.function(step) if in_graph else step)()
-    expected = np.zeros((6, 2))
-    expected[[1, *range(2, 2 + SIZE)]] = -1
-    np.testing.assert_array_equal(votes["a"], expected)
-    assert votes["b"][0] is None
-    np.testing.assert_array_equal(votes["b"][1], [1, 1])
+def test_repeated_rows_of_a_sparse_gradient_are_summed():
+    """Neither the first, the last, the largest nor most of them decides."""
+    values = [[3.0, -3.0], [-1.0, 1.0], [-1.0, 1.0], [1.0, 1.0]]
+    sparse = tf.IndexedSlices(tf.constant(values), tf.constant([1, 1, 1, 2]), tf.constant([4, 2]))
+    dense = Election.dense(sparse, Coordinates((4, 2), tf.float32))
+    np.testing.assert_array_equal(dense, [[0, 0], [1, -1], [1, 1], [0, 0]])
 
 
 @pytest.mark.parametrize("abstain", [True, False])
 def test_stock_tape_and_allreduce(abstain):
-    if SIZE == 1:
-        pytest.skip("Horovod's own tape does nothing on one rank")
-    task, compression = Task(), hvs.Compression.signsgd(abstain)
-    step = task.stepper(lambda tape: hvd.DistributedGradientTape(tape, compression=compression, op=hvd.Sum), True)
-    for _ in range(3):
-        expected = [oracle.vote(ballots, abstain) for ballots in zip(*task.gradients_of_all(), strict=True)]
-        assert_equal_votes(step(), expected)
+    compression = hvs.Compression.signsgd(abstain)
+    w = tf.Variable(np.ones((4, 3), np.float32))
+    data = [np.random.default_rng([5, rank]).standard_normal((3, 4, 3)).astype(np.float32) for rank in range(SIZE)]
+    data[0][:, 0] = 0
+
+    @tf.function
+    def votes(g):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(w * g)
+        return hvd.DistributedGradientTape(tape, compression=compression, op=hvd.Sum).gradient(loss, [w])[0]
+
+    for step in range(3):
+        expected = oracle.vote([of_rank[step] for of_rank in data], abstain)
+        np.testing.assert_array_equal(votes(tf.constant(data[RANK][step])), expected)
     of_all = [gradients(rank) for rank in range(SIZE)]
-    for i, g in enumerate(of_all[RANK]):
-        if g.ndim == 3:
-            vote = hvd.allreduce(tf.constant(g), op=hvd.Sum, compression=compression, name=f"stock.{abstain}.{i}")
-            np.testing.assert_array_equal(vote.numpy().astype(np.int8), oracle.vote([r[i] for r in of_all], abstain))
+    for i in range(len(oracle.DTYPES)):
+        g = tf.constant(of_all[RANK][i])
+        vote = hvd.allreduce(g, op=hvd.Sum, compression=compression, name=f"stock.{abstain}.{i}")
+        np.testing.assert_array_equal(tf.cast(vote, tf.int8), oracle.vote([r[i] for r in of_all], abstain))
 
 
 def test_average_is_refused_on_all_ranks():
-    if SIZE == 1:
-        pytest.skip("the average of one is the sum")
     x, compression = tf.constant([1.0, -2.0, 3.0 * (-1) ** RANK]), hvs.Compression.signsgd()
 
     def reduce():
@@ -229,25 +147,47 @@ def test_average_is_refused_on_all_ranks():
         tf.function(reduce)()
 
 
-def test_signum_needs_our_tape():
+@pytest.mark.ranks(3)  # two that go on and then one alone
+def test_stock_allreduce_with_ranks_that_have_joined():
+    """The last rank's own words come back, as an average of equal ones would be: that is no error."""
+    of_all = [oracle.gradients(rank, 100, np.float32) for rank in range(SIZE)]
+    for step in range(1 + RANK):
+        vote = hvd.allreduce(of_all[RANK], op=hvd.Sum, compression=hvs.Compression.signsgd(), name=f"joined.{step}")
+        np.testing.assert_array_equal(vote, oracle.vote(of_all[step:]))
+    hvd.join()
+
+
+def test_what_horovod_s_own_wrappers_cannot_compress():
     with pytest.raises(ValueError, match=r"use hvs\.DistributedGradientTape"):
         hvs.Compression.signum().compress(tf.ones(3))
+    with pytest.raises(TypeError, match="got a int32 tensor"):
+        hvs.Compression.signsgd().compress(tf.ones(3, tf.int32))
 
 
-def test_different_variables_are_an_error_on_all_ranks():
-    if SIZE == 1:
-        pytest.skip("one rank agrees with itself")
-    x = tf.Variable(tf.ones(3 + (RANK == 1)))
-    with tf.GradientTape() as tape:
-        loss = tf.reduce_sum(x * x)
-    with pytest.raises(ValueError, match="all ranks must bring the same coordinates"):
-        hvs.DistributedGradientTape(tape, compression=hvs.Compression.signum()).gradient(loss, [x])
-
-
-def test_broadcast_variables():
+def numbers(rank) -> list[np.ndarray]:
+    """Arrays of many kinds and shapes, none of them like another rank's or another's."""
+    random = np.random.default_rng([6, rank])
     kinds = [tf.float16, tf.bfloat16, tf.float32, tf.float64, tf.int64, tf.int8, tf.bool]
-    variables = [tf.Variable(tf.cast(tf.fill((2, 3), RANK % 2), kind)) for kind in kinds]
-    root = SIZE - 1
-    hvs.broadcast_variables(variables, root_rank=root)
-    for v in variables:
-        np.testing.assert_array_equal(tf.cast(v, tf.int32), np.full((2, 3), root % 2))
+    shapes = [(2, 3), (), (0, 2), (5,), (1, 4), (7,), (3, 3)]
+    draw = [random.integers(0, 2 if kind == tf.bool else 100, shape) for kind, shape in zip(kinds, shapes, strict=True)]
+    return [np.asarray(x, kind.as_numpy_dtype) for x, kind in zip(draw, kinds, strict=True)]
+
+
+@pytest.mark.ranks(3)  # a set of two of them
+def test_broadcast_variables():
+    variables = [tf.Variable(x) for x in numbers(RANK)]
+    with process_sets(hvd, [1, 2]) as (pair,):
+        if RANK:
+            hvs.broadcast_variables(variables, root_rank=2, process_set=pair)
+    for v, x in zip(variables, numbers(2 if RANK else 0), strict=True):
+        np.testing.assert_array_equal(v, x)
+    hvs.broadcast_variables(variables)
+    for v, x in zip(variables, numbers(0), strict=True):
+        np.testing.assert_array_equal(v, x)
+
+
+@pytest.mark.parametrize("what", ["shapes", "numbers"])
+def test_broadcast_of_different_variables_is_an_error_on_all_ranks(what):
+    shapes = [(2, 3 + (RANK == 1))] if what == "shapes" else [(2,)] * (1 + RANK)
+    with pytest.raises(ValueError, match="all ranks must bring the same"):
+        hvs.broadcast_variables([tf.Variable(tf.ones(shape)) for shape in shapes])

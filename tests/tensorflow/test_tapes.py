@@ -1,0 +1,204 @@
+"""`DistributedGradientTape` on ranks: its gradients are the votes of a simulation in NumPy, whatever the tape."""
+
+import warnings
+
+import horovod.tensorflow as hvd
+import numpy as np
+import oracle
+import pytest
+import tensorflow as tf
+from ranks import RANK, SIZE
+
+import horovod_sign.tensorflow as hvs
+from horovod_sign import rules
+
+RANKS = (2,)  # each has momenta of its own, and votes tie; that votes are right for others: test_votes.py
+
+
+class Task:
+    """Two variables whose gradients are noise: a momentum has often another sign than the latest of them."""
+
+    def __init__(self, seed=0):
+        self._seed = seed
+        self.variables = [tf.Variable(np.ones((4, 3), np.float32)), tf.Variable(np.zeros(3, np.float32))]
+
+    def data(self, step, rank, rows=16):
+        random = np.random.default_rng([self._seed, step, rank])
+        return [random.standard_normal((rows, columns)).astype(np.float32) for columns in (4, 3)]
+
+    def gradients_of_all(self, step, rows=16):
+        """For each rank, its gradients at a step."""
+        of_all = [self.data(step, rank, rows) for rank in range(SIZE)]
+        return [[(x.T @ y).astype(np.float32), y.sum(0)] for x, y in of_all]
+
+    def stepper(self, wrap, in_graph):
+        """A function of the step and a number of rows that returns the votes on this rank's gradients."""
+
+        def votes(x, y):
+            w, b = self.variables
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum((x @ w + b) * y)
+            return wrap(tape).gradient(loss, self.variables)
+
+        run = tf.function(votes) if in_graph else votes
+        return lambda step, rows=16: run(*map(tf.constant, self.data(step, RANK, rows)))
+
+
+class Simulation:
+    """The votes of all ranks' momenta, in NumPy."""
+
+    def __init__(self, rule):
+        self.rule, self.steps, self.m = rule, 0, None
+
+    def votes(self, of_all):
+        beta = np.float32(self.rule.beta_state or 0.0)
+        rest = np.float32(1.0 - (self.rule.beta_state or 0.0))
+        old = self.m or [[np.zeros_like(g) for g in gradients] for gradients in of_all]
+        self.m = [[beta * m + rest * g for m, g in zip(*pair, strict=True)] for pair in zip(old, of_all, strict=True)]
+        self.steps += 1
+        voted = of_all if self.steps <= self.rule.warmup_steps else self.m
+        return [oracle.vote(ballots) for ballots in zip(*voted, strict=True)]
+
+
+def assert_equal(votes, expected):
+    for vote, other in zip(votes, expected, strict=True):
+        np.testing.assert_array_equal(vote, other)
+
+
+KINDS = {
+    "default": (lambda: None, True),
+    "signum": (lambda: hvs.Compression.signum(0.9), False),
+    "warmup": (lambda: hvs.Compression.signum(0.5, warmup=True), True),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tape_equals_the_simulation_also_when_traced_again(kind):
+    make, in_graph = KINDS[kind]
+    task, compression = Task(), make()
+    simulation = Simulation(compression.rule if compression else rules.signsgd())
+    step = task.stepper(lambda tape: hvs.DistributedGradientTape(tape, compression=compression), in_graph)
+    for number, rows in enumerate((16, 16, 8, 16, 8)):
+        assert_equal(step(number, rows), simulation.votes(task.gradients_of_all(number, rows)))
+
+
+def test_two_models_with_one_compression_do_not_mix():
+    tasks, compression = [Task(1), Task(2)], hvs.Compression.signum(0.9)
+    simulations = [Simulation(compression.rule) for _ in tasks]
+    steps = [
+        task.stepper(lambda tape: hvs.DistributedGradientTape(tape, compression=compression), i == 0)
+        for i, task in enumerate(tasks)
+    ]
+    for number, turn in enumerate((0, 1, 1, 0, 1, 0)):
+        expected = simulations[turn].votes(tasks[turn].gradients_of_all(number))
+        assert_equal(steps[turn](number), expected)
+    with pytest.raises(ValueError, match="several lists of variables"):
+        compression.vote_statistics()
+
+
+def test_tape_votes_once_in_two_passes():
+    """Also with a warm-up, which is one vote long and not one pass."""
+    compression = hvs.Compression.signum(0.5, warmup=True)
+    task, simulation = Task(), Simulation(compression.rule)
+    step = task.stepper(
+        lambda tape: hvs.DistributedGradientTape(tape, compression=compression, backward_passes_per_step=2), True
+    )
+    for number in range(0, 6, 2):
+        assert not any(tf.reduce_any(vote != 0) for vote in step(number))
+        first, second = (task.gradients_of_all(number + i) for i in range(2))
+        mean = [[(a + b) / 2 for a, b in zip(*pair, strict=True)] for pair in zip(first, second, strict=True)]
+        assert_equal(step(number + 1), simulation.votes(mean))
+
+
+def test_structure_none_and_sparse():
+    """Nested sources keep their structure; a missing gradient abstains; an embedding's gradient is voted on dense."""
+    table, unused, mine = tf.Variable(tf.ones((6, 2))), tf.Variable(1.0), tf.Variable([1.0, -1.0])
+
+    @tf.function
+    def step():
+        with tf.GradientTape() as tape:
+            loss = -tf.reduce_sum(tf.gather(table, [1, 1, RANK + 2]))
+            loss += tf.reduce_sum(mine) if RANK == 0 else 0.0
+        return hvs.DistributedGradientTape(tape).gradient(loss, {"a": table, "b": [unused, mine]})
+
+    votes = step()
+    expected = np.zeros((6, 2))
+    expected[[1, *range(2, 2 + SIZE)]] = -1
+    np.testing.assert_array_equal(votes["a"], expected)
+    assert votes["b"][0] is None
+    np.testing.assert_array_equal(votes["b"][1], [1, 1])
+
+
+def test_a_gradient_that_comes_late_is_reported_once_where_it_is():
+    used, late = tf.Variable([1.0]), tf.Variable([1.0], name="latecomer")
+    compression, said = hvs.Compression.signsgd(), []
+    for step in range(3):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(used) + (tf.reduce_sum(late) if step and RANK == 1 else 0.0)
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            votes = hvs.DistributedGradientTape(tape, compression=compression).gradient(loss, [used, late])
+        said.append([str(each.message) for each in warned if "was left out of the votes" in str(each.message)])
+        assert votes[1] is None and votes[0] == 1
+    assert [len(texts) for texts in said] == [0, int(RANK == 1), 0]
+    assert all("latecomer" in text for text in said[1])
+
+
+@pytest.mark.ranks(1)  # what a tape is
+def test_a_tape_does_all_else_as_the_wrapped_one():
+    x, w = tf.constant([[2.0, -3.0]]), tf.Variable([1.0, 1.0])
+    with hvs.DistributedGradientTape(tf.GradientTape(persistent=True), compression=hvs.Compression.signsgd()) as tape:
+        tape.watch(x)
+        y = x * w
+        with tape.stop_recording():
+            unseen = x * w
+    np.testing.assert_array_equal(tape.gradient(y, [x], output_gradients=tf.constant([[1.0, -1.0]]))[0], [[1, -1]])
+    np.testing.assert_array_equal(tape.gradient(y, [w])[0], [1, -1])
+    assert tape.gradient(unseen, [w, x])[1] is None
+    zero = tape.gradient(unseen, [x, w], unconnected_gradients=tf.UnconnectedGradients.ZERO)[0]
+    np.testing.assert_array_equal(zero, [[0, 0]])
+    np.testing.assert_array_equal(tape.jacobian(y, w)[0], [[2, 0], [0, -3]])
+    np.testing.assert_array_equal(tape.batch_jacobian(y, x)[0], [[1, 0], [0, 1]])
+    assert [v.ref() for v in tape.watched_variables()] == [w.ref()]
+    with hvs.DistributedGradientTape(tf.GradientTape()) as tape:
+        y = w * w
+        tape.reset()
+        y = x * x
+    assert not tape.watched_variables()
+
+
+@pytest.mark.ranks(1)  # one voter tells all of it
+def test_tapes_with_other_options_do_not_share_an_election():
+    x, compression = tf.Variable([0.0, 1.0, -1.0]), hvs.Compression.signsgd()
+
+    def gradient(**options):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(x * x)
+        return hvs.DistributedGradientTape(tape, compression=compression, **options).gradient(loss, [x])[0].numpy()
+
+    assert gradient().tolist() == gradient(transport="counts").tolist() == [0, 1, -1]
+    assert gradient(abstain=False).tolist() == [1, 1, -1]
+    assert [gradient(backward_passes_per_step=2).tolist() for _ in range(2)] == [[0, 0, 0], [0, 1, -1]]
+
+
+@pytest.mark.ranks(1)  # what one process remembers
+def test_momenta_go_with_their_variables():
+    compression = hvs.Compression.signum()
+    Task().stepper(lambda tape: hvs.DistributedGradientTape(tape, compression=compression), False)(0)
+    assert not compression.memories
+
+
+@pytest.mark.ranks(1)  # refused before anything is voted on
+def test_tapes_that_are_refused():
+    for tape in (hvd.DistributedGradientTape(tf.GradientTape()), hvs.DistributedGradientTape(tf.GradientTape())):
+        with pytest.raises(ValueError, match="already wrapped"):
+            hvs.DistributedGradientTape(tape)
+    with tf.GradientTape() as tape:
+        x = tf.constant([1.0])
+        tape.watch(x)
+        y = 2 * x
+    with pytest.raises(ValueError, match="take gradients by variables only"):
+        hvs.DistributedGradientTape(tape, compression=hvs.Compression.signum()).gradient(y, [x])
+    for options, words in (({"op": hvd.Sum}, "has no op"), ({"backward_passes_per_step": True + 0.5}, "an integer of")):
+        with pytest.raises((TypeError, ValueError), match=words):
+            hvs.DistributedGradientTape(tape, **options)
