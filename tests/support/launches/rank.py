@@ -1,5 +1,6 @@
 """The half of the plugin that runs on each rank: does what the parent says, one test at a time, and sends reports."""
 
+import contextlib
 import faulthandler
 import json
 import os
@@ -62,13 +63,12 @@ class RankPlugin:
 
     def _listen(self, orders):
         """The parent's orders. Where it is gone while a test runs, so is this rank."""
-        busy = False
-        for line in self._connection.makefile("rb"):
-            orders.put(json.loads(line))
-            busy = True
+        with contextlib.suppress(OSError):  # a parent that was killed resets the connection
+            for line in self._connection.makefile("rb"):
+                orders.put(json.loads(line))
         orders.put(None)
-        if busy:
-            threading.Timer(15, os._exit, [1]).start()
+        # A test that still runs is of no use any more, and neither is a shutdown that waits for other ranks.
+        threading.Timer(15, os._exit, [1]).start()
 
 
 def initialise(framework: str):
