@@ -7,8 +7,8 @@ from collections import Counter
 import horovod.torch as hvd
 import torch
 
-from horovod_sign.torch.layout import is_dense
-from horovod_sign.torch.planes import check_votable
+from horovod_sign.torch.layout import has_memory, is_dense
+from horovod_sign.torch.planes import check_votable, has_kernels
 from horovod_sign.voting.protocols import TRANSPORTS
 
 
@@ -109,10 +109,22 @@ def check_named(parameters: dict[torch.Tensor, str], names: dict[torch.Tensor, s
 
 
 def check_parameters(parameters: dict[torch.Tensor, str]):
-    """Raises TypeError for a parameter that the kernels cannot vote on."""
+    """Raises TypeError for a parameter that cannot be voted on."""
     for p, label in parameters.items():
-        check_votable(f"parameter {label}", p)
-        if not is_dense(p):
-            raise TypeError(
-                f"parameter {label} has holes or overlaps in memory (strides {p.stride()}): make it contiguous"
-            )
+        check_parameter(f"parameter {label}", p)
+
+
+def check_parameter(name: str, p: torch.Tensor):
+    """Raises TypeError unless `p` can be voted on and stepped."""
+    if torch.nn.parameter.is_lazy(p):
+        raise TypeError(f"{name} is not initialised: run the model once before the optimizer is wrapped")
+    check_votable(name, p)
+    if not is_dense(p):
+        raise TypeError(f"{name} has holes or overlaps in memory (strides {p.stride()}): make it contiguous")
+    if not has_memory(p):
+        raise TypeError(f"{name} has no memory for its {p.numel()} coordinates: its storage was freed or made smaller")
+    if has_kernels(p) and p.numel() and p.data_ptr() == 0:
+        raise TypeError(
+            f"{name} is a {type(p).__name__}, which keeps its values elsewhere: votes are on plain tensors; wrap the "
+            "optimizer of those that it is made of"
+        )

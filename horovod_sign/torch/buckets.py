@@ -4,7 +4,6 @@ A Horovod op costs a millisecond or more before it moves a byte, so many small p
 packed soon after they arrive, while they are still in the processor's cache, and many small ones in one call.
 """
 
-from collections.abc import Container
 from typing import Protocol
 
 import numpy as np
@@ -13,9 +12,9 @@ import torch
 from horovod_sign.algebra import native
 from horovod_sign.rules import Rule
 from horovod_sign.torch import eager
-from horovod_sign.torch.layout import like, same_layout
-from horovod_sign.torch.optimizers import local_ballot, momentum_buffer, take_step, warming_up
-from horovod_sign.torch.planes import DTYPES, has_kernels, kernels
+from horovod_sign.torch.layout import Layout, check_memory, overlaps
+from horovod_sign.torch.optimizers import local_ballot, take_step, warming_up
+from horovod_sign.torch.planes import DTYPES, check_votable, has_kernels, kernels
 from horovod_sign.voting.messages import Planes
 
 # Gradients are packed when so many coordinates of them have arrived: few calls, and before they have left the cache.
@@ -39,22 +38,87 @@ class Slot:
 
     Attributes:
         parameter: the parameter.
+        label: what to call it.
+        layout: where its coordinates are, for all ranks, wherever they are on this one by now.
+        lies_so: whether its own memory is as `layout` says, as `check_parameter` found.
         bucket: the bucket it belongs to.
         index: its number in the bucket.
         group: the number of its group in the optimizer.
         offset, length: where in a plane its words start, and how many bytes they are.
-        size: how many coordinates it had when the bucket was made.
+        size: how many coordinates it has.
         taken: whether the bucket has its gradient of this step.
         passes_left: backward passes until its gradient of this step is complete.
         seen: what `pipeline` notes of the gradient that arrived, to see whether it was changed since.
     """
 
-    __slots__ = ("bucket", "group", "index", "length", "offset", "parameter", "passes_left", "seen", "size", "taken")
+    __slots__ = (
+        "bucket",
+        "group",
+        "index",
+        "label",
+        "layout",
+        "length",
+        "lies_so",
+        "offset",
+        "parameter",
+        "passes_left",
+        "seen",
+        "size",
+        "taken",
+    )
 
-    def __init__(self, parameter: torch.Tensor, bucket: "Bucket", index: int, group: int, offset: int):
-        self.parameter, self.bucket, self.index, self.group = parameter, bucket, index, group
+    def __init__(self, parameter: torch.Tensor, label: str, bucket: "Bucket", index: int, group: int, offset: int):
+        self.parameter, self.label, self.bucket = parameter, label, bucket
+        self.index, self.group = index, group
+        self.layout, self.lies_so = Layout(parameter), True
         self.size, self.offset, self.length = parameter.numel(), offset, -(-parameter.numel() // 64) * 8
         self.taken, self.passes_left, self.seen = False, 1, None
+
+    def check_parameter(self):
+        """Raises an error if a step cannot be written to the parameter; else notes how it can."""
+        p = self.parameter
+        self.lies_so = self.layout.holds(p)
+        if self.lies_so:
+            return
+        if p.shape != self.layout.shape:
+            raise RuntimeError(
+                f"parameter {self.label} had {self.size} coordinates, shape {tuple(self.layout.shape)}, when "
+                f"hvs.DistributedOptimizer was made and now has {p.numel()}, shape {tuple(p.shape)}: wrap it "
+                "after the model has its final shapes"
+            )
+        check_memory(f"parameter {self.label}", p)
+        if overlaps(p):
+            raise RuntimeError(
+                f"parameter {self.label} has elements that overlap in memory (strides {p.stride()}), so that a step "
+                "cannot be written to them: give each its own by p.data = p.data.clone()"
+            )
+
+    def gradient(self) -> torch.Tensor:
+        """The gradient in the layout and dtype of the vote, dense."""
+        p, g = self.parameter, self.parameter.grad
+        if g.dtype == p.dtype and g.device == p.device and self.layout.holds(g):
+            return g
+        if p.shape != self.layout.shape:
+            self.check_parameter()
+        return self.layout.copy(f"the gradient of parameter {self.label}", g, p.dtype, p.device)
+
+    def momentum(self, state: dict) -> torch.Tensor:
+        """The momentum in `state`, in the layout of the vote and float32; zeros if it is not there yet."""
+        m, p = state.get("momentum_buffer"), self.parameter
+        if "momentum_buffer" not in state:
+            m = self.layout.empty(torch.float32, p.device).zero_()
+        elif not isinstance(m, torch.Tensor) or m.shape != self.layout.shape:
+            found = f"shape {tuple(m.shape)}" if isinstance(m, torch.Tensor) else repr(m)
+            raise RuntimeError(
+                f"the momentum of parameter {self.label} must be a tensor of shape {tuple(self.layout.shape)}, but the "
+                f'state of the optimizer has {found} as its "momentum_buffer"'
+            )
+        elif m.dtype == torch.float32 and m.device == p.device and self.layout.holds(m):
+            return m
+        else:
+            m = self.layout.copy(f"the momentum of parameter {self.label}", m, torch.float32, p.device)
+        state["momentum_buffer"] = m
+        return m
 
     @property
     def words(self) -> slice:
@@ -72,17 +136,17 @@ class Bucket:
 
     Args:
         name: unique within the optimizer.
-        parameters: (parameter, number of its group), in the order of their coordinates.
+        parameters: (parameter, what to call it, number of its group), in the order of their coordinates.
         voter: the optimizer.
     """
 
-    def __init__(self, name: str, parameters: list[tuple[torch.Tensor, int]], voter: Voter):
-        self.name, self.parameters = name, [p for p, _ in parameters]
+    def __init__(self, name: str, parameters: list[tuple[torch.Tensor, str, int]], voter: Voter):
+        self.name, self.parameters = name, [p for p, _, _ in parameters]
         self._voter = voter
         self._layout = native.Segments([(0, p.numel()) for p in self.parameters])
         self.plane_bytes, self.coordinates = self._layout.plane_bytes, self._layout.coordinates
         offsets = self._layout.offsets.tolist()
-        self.slots = [Slot(p, self, i, group, offsets[i]) for i, (p, group) in enumerate(parameters)]
+        self.slots = [Slot(p, label, self, i, group, offsets[i]) for i, (p, label, group) in enumerate(parameters)]
         self._sign = np.zeros(self.plane_bytes, np.uint8)
         self._nonzero = np.zeros(self.plane_bytes, np.uint8)
         self.forget()
@@ -109,32 +173,44 @@ class Bucket:
         self.ballot = Planes(self._sign, self._nonzero if abstain and self.zeros + self.nans else None)
         return self.ballot
 
+    def check_parameters(self):
+        """Raises an error if a step cannot be written to some parameter. To be called before any is."""
+        for slot in self.slots:
+            if slot.parameter.requires_grad:
+                slot.check_parameter()
+
     def write_votes(self, decided: Planes):
         """Makes the votes, -1, 0 or +1, the gradients of the parameters."""
-        for p in self.parameters:
+        for slot in self.slots:
+            p = slot.parameter
             if not p.requires_grad:
                 p.grad = None  # frozen: what is left there is this rank's own
-            elif p.grad is None or p.grad.is_sparse or p.grad.dtype != p.dtype or not same_layout(p, p.grad):
-                p.grad = torch.empty_like(p, memory_format=torch.preserve_format)
-        for _, dtype, slots in self._alike([slot for slot in self.slots if slot.parameter.requires_grad]):
-            if not has_kernels(slots[0].parameter):
-                for slot in slots:
-                    slot.parameter.grad = eager.votes(*self._piece(decided, slot), slot.parameter)
+            elif p.grad is None or p.grad.dtype != p.dtype or not slot.layout.holds(p.grad):
+                p.grad = slot.layout.empty(p.dtype, p.device)
+        for _, dtype, slots in self._alike(self._not_frozen()):
+            gradients = [slot.parameter.grad for slot in slots]
+            if not has_kernels(gradients[0]):
+                for slot, gradient in zip(slots, gradients, strict=True):
+                    eager.votes(*self._piece(decided, slot), gradient)
                 continue
-            segments = self._segments(slots, [slot.parameter.grad for slot in slots])
-            kernels().unpack(dtype, segments, decided.sign, decided.nonzero)
+            kernels().unpack(dtype, self._segments(slots, gradients), decided.sign, decided.nonzero)
 
     def take_step(self, decided: Planes):
         """x <- x - lr * (vote + weight_decay * x), straight from the bits, in one pass over the parameters."""
         # Parameters that were frozen since stay where they are, even with weight decay.
-        for group, dtype, slots in self._alike([slot for slot in self.slots if slot.parameter.requires_grad]):
-            parameters = [slot.parameter for slot in slots]
-            if not has_kernels(parameters[0]):
+        for group, dtype, slots in self._alike(self._not_frozen()):
+            if not has_kernels(slots[0].parameter):
                 for slot in slots:
-                    take_step(slot.parameter, eager.votes(*self._piece(decided, slot), slot.parameter), group)
+                    p = slot.parameter
+                    votes = eager.votes(*self._piece(decided, slot), slot.layout.empty(p.dtype, p.device))
+                    take_step(p, votes, group)
                 continue
-            segments, lr, decay = self._segments(slots, parameters), group["lr"], group["weight_decay"]
+            values = [slot.parameter if slot.lies_so else self._copied(slot) for slot in slots]
+            segments, lr, decay = self._segments(slots, values), group["lr"], group["weight_decay"]
             kernels().apply(dtype, segments, decided.sign, decided.nonzero, float(lr), float(decay))
+            for slot, value in zip(slots, values, strict=True):
+                if not slot.lies_so:
+                    slot.parameter.copy_(value)
 
     def forget(self):
         """Expects the gradients of a new step."""
@@ -143,8 +219,15 @@ class Bucket:
         for slot in self.slots:
             slot.taken = False
 
+    def _not_frozen(self) -> list[Slot]:
+        return [slot for slot in self.slots if slot.parameter.requires_grad]
+
+    @staticmethod
+    def _copied(slot: Slot) -> torch.Tensor:
+        p = slot.parameter
+        return slot.layout.copy(f"parameter {slot.label}", p, p.dtype, p.device)
+
     def _pack_waiting(self, abstain: bool):
-        self._check_sizes(self._waiting)
         for group, dtype, slots in self._alike(self._waiting):
             rule = self._voter.vote_rule(group)
             # All count all steps, also those without a gradient, so that a group warms up as one.
@@ -164,8 +247,8 @@ class Bucket:
 
     def _pack_alike(self, rule: Rule, warm: bool, dtype: str, slots: list[Slot], abstain: bool):
         """Packs gradients of one rule and dtype in one call of a kernel."""
-        # Held until the kernel returns, since `_gradient` may have made copies.
-        gradients = [_gradient(slot.parameter) for slot in slots]
+        # Held until the kernel returns, since they may be copies.
+        gradients = [slot.gradient() for slot in slots]
         if not has_kernels(slots[0].parameter):
             self._pack_elsewhere(rule, warm, slots, gradients, abstain)
             return
@@ -174,8 +257,7 @@ class Bucket:
         if not rule.has_momentum:
             zeros, nans = kernels().pack(dtype, mode, segments, *planes)
         else:
-            parameters = [slot.parameter for slot in slots]
-            momenta = [momentum_buffer(p, self._voter.vote_state(p)).data_ptr() for p in parameters]
+            momenta = [slot.momentum(self._voter.vote_state(slot.parameter)).data_ptr() for slot in slots]
             zeros, nans = kernels().interpolate_pack(
                 dtype, mode, segments, momenta, rule.beta_vote, rule.beta_state, *planes, vote_gradient=warm
             )
@@ -185,6 +267,9 @@ class Bucket:
     def _pack_elsewhere(self, rule: Rule, warm: bool, slots: list[Slot], gradients, abstain: bool):
         """Packs on the device of the gradients, and copies the bits here."""
         states = [self._voter.vote_state(slot.parameter) for slot in slots]
+        if rule.has_momentum:
+            for slot, state in zip(slots, states, strict=True):
+                slot.momentum(state)
         voted = [local_ballot(rule, g, s, warm) for g, s in zip(gradients, states, strict=True)]
         sign, nonzero, zeros, nans = eager.pack(voted, not abstain)
         at = 0
@@ -210,52 +295,40 @@ class Bucket:
                 self._nonzero[end - 8 : end] = np.packbits(np.arange(64) >= slot.size % 64, bitorder="little")
             self._zeros += slot.size
 
-    def _check_sizes(self, slots: list[Slot]):
-        # The kernels trust lengths: a parameter that has grown would be written over its neighbours' bits.
-        for slot in slots:
-            if slot.parameter.numel() != slot.size:
-                raise RuntimeError(
-                    f"a parameter had {slot.size} coordinates when hvs.DistributedOptimizer was made and now has "
-                    f"{slot.parameter.numel()}: wrap the optimizer after the model has its final shape"
-                )
-
     def _alike(self, slots: list[Slot]) -> list[tuple[dict, str, list[Slot]]]:
         """Slots by group, dtype and device of the parameter: what one call of a kernel can handle."""
         alike: dict[tuple, list[Slot]] = {}
         for slot in slots:
             p = slot.parameter
             alike.setdefault((slot.group, p.dtype, p.device), []).append(slot)
+        for (_, dtype, device), batch in alike.items():
+            if dtype not in DTYPES or device.type == "meta":
+                check_votable(f"parameter {batch[0].label}", batch[0].parameter)
         return [(self._voter.param_groups[group], DTYPES[dtype], batch) for (group, dtype, _), batch in alike.items()]
 
     def _segments(self, slots: list[Slot], tensors: list[torch.Tensor]) -> native.Segments:
-        """The kernels' view of tensors that lie in memory like the parameters of these slots."""
+        """The kernels' view of tensors that lie in memory as the layouts of these slots say."""
         pointers = np.array([t.data_ptr() for t in tensors], np.uint64)
         return self._layout.subset([slot.index for slot in slots], pointers)
 
 
-def _gradient(p: torch.Tensor) -> torch.Tensor:
-    """The gradient in the layout of its parameter, dense."""
-    g = p.grad
-    return like(p, g.to_dense() if g.is_sparse else g)
-
-
-def make_buckets(voter: Voter, parameters: Container[torch.Tensor], capacity: int, first: int = 0) -> list[Bucket]:
+def make_buckets(voter: Voter, parameters: dict[torch.Tensor, str], capacity: int, first: int = 0) -> list[Bucket]:
     """Cuts parameters of an optimizer into buckets, last parameters first, as backward meets them.
 
     Args:
         voter: the optimizer.
-        parameters: those of its parameters that want buckets.
+        parameters: those of its parameters that want buckets, and what to call them.
         capacity: bytes of gradient in a bucket, which a parameter alone may exceed.
         first: number of the first bucket; their names are numbered on.
     """
     trainable = [(p, i) for i, group in enumerate(voter.param_groups) for p in group["params"] if p in parameters]
-    batches: list[list[tuple[torch.Tensor, int]]] = [[]]
+    batches: list[list[tuple[torch.Tensor, str, int]]] = [[]]
     filled = 0
     for p, group in reversed(trainable):
         size = p.numel() * p.element_size()
         if batches[-1] and filled + size > capacity:
             batches.append([])
             filled = 0
-        batches[-1].append((p, group))
+        batches[-1].append((p, parameters[p], group))
         filled += size
     return [Bucket(f"bucket{i}", batch, voter) for i, batch in enumerate(batches, first) if batch]

@@ -42,14 +42,13 @@ def pack(tensors: list[torch.Tensor], one_bit: bool) -> tuple[np.ndarray, np.nda
     return planes[: len(planes) // 2], planes[len(planes) // 2 :], zeros, nans
 
 
-def votes(sign: np.ndarray, nonzero: np.ndarray | None, like: torch.Tensor) -> torch.Tensor:
-    """-1, 0 or +1 in the dtype, shape, memory layout and device of `like`, from the words of its planes."""
-    n = like.numel()
-    minus = _bits_of(torch.from_numpy(sign).to(like.device), n)
-    flat = torch.where(minus, -1, 1).to(like.dtype)
+def votes(sign: np.ndarray, nonzero: np.ndarray | None, out: torch.Tensor) -> torch.Tensor:
+    """Writes -1, 0 or +1 into a dense tensor, in memory order, from the words of its planes; returns it."""
+    n = out.numel()
+    minus = _bits_of(torch.from_numpy(sign).to(out.device), n)
+    flat = torch.where(minus, -1, 1).to(out.dtype)
     if nonzero is not None:
-        flat *= _bits_of(torch.from_numpy(nonzero).to(like.device), n)
-    out = torch.empty_like(like, memory_format=torch.preserve_format)
+        flat *= _bits_of(torch.from_numpy(nonzero).to(out.device), n)
     in_memory_order(out).copy_(flat)
     return out
 

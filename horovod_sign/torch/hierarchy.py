@@ -12,6 +12,7 @@ import torch
 
 from horovod_sign.torch.buckets import Bucket
 from horovod_sign.torch.collectives import HorovodCollectives
+from horovod_sign.torch.layout import check_memory
 from horovod_sign.torch.nodes import Nodes
 from horovod_sign.voting import messages
 from horovod_sign.voting.collectives import Allgather, Request, Within
@@ -118,9 +119,11 @@ def _to_be_averaged(p: torch.Tensor) -> torch.Tensor:
     elif p.grad.is_sparse:
         p.grad = p.grad.to_dense()
     g = p.grad
-    if g.dtype in _FULL_PRECISION and g.is_contiguous():
+    check_memory("a gradient", g)
+    if g.dtype in _FULL_PRECISION and g.is_contiguous() and not g.is_neg() and g.data_ptr():
         return g
-    return g.to(torch.promote_types(g.dtype, torch.float32)).contiguous()
+    mean = torch.empty(g.shape, dtype=torch.promote_types(g.dtype, torch.float32), device=g.device)
+    return mean.copy_(g)
 
 
 @torch.no_grad()

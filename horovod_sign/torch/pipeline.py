@@ -101,6 +101,11 @@ class Pipeline:
             slot.passes_left, slot.seen = self.passes, None
         self._awaited = {bucket: len(bucket.slots) for bucket in self._buckets}
 
+    def check_parameters(self):
+        """Raises an error if a step cannot be written to some parameter."""
+        for bucket in self._buckets:
+            bucket.check_parameters()
+
     def decisions(self) -> Iterator[tuple[Bucket, Planes]]:
         """Ends the step: starts the votes that wait for gradients that do not come, and yields each as it is decided.
 

@@ -5,18 +5,22 @@ import torch
 
 from horovod_sign.algebra import native
 from horovod_sign.torch import eager
+from horovod_sign.torch.layout import check_memory
 from horovod_sign.voting.messages import Planes
 
 DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float64: "float64"}
 
 
 def check_votable(name: str, tensor: torch.Tensor):
-    """Raises TypeError unless the kernels can vote on `tensor`."""
+    """Raises TypeError unless votes can be taken on `tensor`."""
     if tensor.dtype not in DTYPES:
         accepted = ", ".join(DTYPES.values())
         raise TypeError(f"{name} is of dtype {str(tensor.dtype).removeprefix('torch.')}: votes are on {accepted}")
     if tensor.device.type == "meta":
         raise TypeError(f"{name} is on the meta device and has no memory: materialise the model first")
+    if tensor.layout is not torch.strided:
+        kind = str(tensor.layout).removeprefix("torch.").removeprefix("_")
+        raise TypeError(f"{name} is a tensor of the {kind} layout: votes are on dense (strided) ones")
 
 
 def has_kernels(tensor: torch.Tensor) -> bool:
@@ -34,7 +38,10 @@ def kernels() -> native.Kernels:
 def pack(tensor: torch.Tensor, abstain: bool) -> Planes:
     """The ballot of one tensor, its coordinates in C order."""
     check_votable("the tensor", tensor)
-    tensor = tensor.detach().contiguous()
+    check_memory("the tensor", tensor)
+    # A clone has memory of its own, whatever lazy kind of tensor this is.
+    tensor = tensor.detach().contiguous().resolve_neg()
+    tensor = tensor if tensor.data_ptr() or not tensor.numel() else tensor.clone()
     if not has_kernels(tensor):
         sign, nonzero, zeros, nans = eager.pack([tensor], not abstain)
         return Planes(sign, nonzero if zeros or nans else None)

@@ -111,6 +111,7 @@ class Votes:
             self._agree_anew()
         if self._ids() != self._trainable:  # only then do the ranks talk to each other about it
             self.change()
+        self.pipeline.check_parameters()
         if not self._edit_reported and self.pipeline.edited() is not None:
             self._edit_reported = True
             warnings.warn(_EDITED, stacklevel=4)

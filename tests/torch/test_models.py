@@ -235,7 +235,7 @@ def test_models_converted_after_wrapping(dtype):
     p = torch.nn.Parameter(torch.zeros(3))
     optimizer = hvs.DistributedOptimizer(hvs.SignSGD([p], 0.01))
     p.data = torch.zeros(1000)
-    with pytest.raises(RuntimeError, match=r"had 3 coordinates .* now has 1000"):
+    with pytest.raises(RuntimeError, match=r"had 3 coordinates.* now has 1000"):
         p.sum().backward()
         optimizer.step()
 
