@@ -48,7 +48,7 @@ class Slot:
         size: how many coordinates it has.
         taken: whether the bucket has its gradient of this step.
         passes_left: backward passes until its gradient of this step is complete.
-        seen: what `pipeline` notes of the gradient that arrived, to see whether it was changed since.
+        seen: what `edits` notes of the gradient that was packed, to see whether it was changed since.
     """
 
     __slots__ = (
@@ -151,15 +151,22 @@ class Bucket:
         self._nonzero = np.zeros(self.plane_bytes, np.uint8)
         self.forget()
 
-    def arrived(self, slot: Slot, abstain: bool) -> bool:
-        """A gradient is there: packs it, now or with the next ones. Returns whether it is now."""
+    def arrived(self, slot: Slot, abstain: bool) -> list[Slot]:
+        """A gradient is there: packs it, now or with the next ones. Returns whose gradients are packed now."""
         slot.taken = True
         self._waiting.append(slot)
         self._waiting_coordinates += slot.size
         if self._waiting_coordinates < PACK_COORDINATES:
-            return False
+            return []
+        packed = self._waiting
         self._pack_waiting(abstain)
-        return True
+        return packed
+
+    def retract(self):
+        """Forgets the gradients that have arrived and are not packed: they are to come again."""
+        for slot in self._waiting:
+            slot.taken = False
+        self._waiting, self._waiting_coordinates = [], 0
 
     def pack(self, abstain: bool) -> Planes:
         """This rank's ballot, of all gradients as they are now if they were not packed before; momenta are updated.

@@ -21,18 +21,24 @@ from horovod_sign.torch.arguments import (
     reachable,
     trainable,
 )
+from horovod_sign.torch.closures import VotedClosure, takes_plain_steps
 from horovod_sign.torch.compression import SignCompressor
 from horovod_sign.torch.foreign import load_own
 from horovod_sign.torch.optimizers import SignOptimizer, momentum_buffer, take_step
+from horovod_sign.torch.pipeline import OTHER_LOSS
 from horovod_sign.torch.votes import Options, Votes
 
 _SYNCHRONIZED_TWICE = (
     "optimizer.step() called after optimizer.synchronize() without optimizer.skip_synchronize(): this votes a second "
     "time on what the first vote left as gradients"
 )
+_NOT_SYNCHRONIZED = (
+    "optimizer.step() in skip_synchronize() takes the gradients as they are, and these are this rank's own: call "
+    "optimizer.synchronize() after each backward, before the step"
+)
 _RACE = (
     "optimizer.zero_grad() was called after loss.backward() but before optimizer.step() or optimizer.synchronize(): "
-    "the gradients are being voted on"
+    f"the gradients are being voted on. {OTHER_LOSS}"
 )
 _SPENT = (
     "optimizer.step() was called twice without a backward pass in between: the gradients are still the votes of the "
@@ -190,21 +196,11 @@ class _Distributed:
 
     def step(self, closure=None):
         """Votes, if `synchronize` has not, and takes a step; returns the loss of `closure`, if there is one."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
         self._votes.scaling.check_step(self)
-        if self._should_synchronize:
-            if self._synchronized:
-                warnings.warn(_SYNCHRONIZED_TWICE, stacklevel=2)
-                self._synchronized = False
-            self._vote_before_step()
-        if not self._skip:
-            self._votes.scaling.hide_from_base(self)
-            self._step_by_vote()
-        self._synchronized, self._skip = False, False
-        return loss
+        if closure is not None:
+            return self._step_with(closure)
+        self._vote_and_step()
+        return None
 
     # torch gives the step of each class hooks once, at the latest when a state is loaded; the class below has them.
     step.hooked = True
@@ -219,20 +215,34 @@ class _Distributed:
 
     @contextmanager
     def skip_synchronize(self):
-        """`step` inside takes the gradients as they are, after `synchronize`."""
-        if not self._synchronized:
-            raise AssertionError("optimizer.skip_synchronize() needs optimizer.synchronize() before it, as in Horovod")
+        """`step` inside takes the gradients as they are, after `synchronize`; it may be entered once for many steps."""
         self._should_synchronize = False
         try:
             yield
         finally:
             self._should_synchronize = True
 
+    def _vote_and_step(self):
+        self.vote_on_gradients()
+        if not self._skip:
+            self._votes.scaling.hide_from_base(self)
+            self._step_by_vote()
+        self._synchronized, self._skip = False, False
+
+    def vote_on_gradients(self):
+        """What a step begins with: the vote, which in `skip_synchronize` must have been taken."""
+        if self._should_synchronize:
+            if self._synchronized:
+                warnings.warn(_SYNCHRONIZED_TWICE, stacklevel=3)
+                self._synchronized = False
+            self._vote_before_step()
+        elif not (self._synchronized and self._votes.pipeline.untouched):
+            raise AssertionError(_NOT_SYNCHRONIZED)
+
     def zero_grad(self, set_to_none: bool = True):
         """As torch's; not while the gradients are being voted on."""
-        if self._votes.pipeline.started:
+        if not self._votes.pipeline.give_up():
             raise AssertionError(_RACE)
-        self._votes.pipeline.reset()
         self._base.zero_grad(self, set_to_none)
 
     def add_param_group(self, param_group: dict):
@@ -292,6 +302,18 @@ class _VotesAsGradients:
 
     def _step_by_vote(self):
         self._base.step(self)
+        self._note_spent()
+
+    def _step_with(self, closure):
+        plain = takes_plain_steps(self._base)
+        if not plain and self._votes.new_gradients():
+            self.vote_on_gradients()  # it may look at them before it evaluates the closure
+        loss = self._base.step(self, VotedClosure(self, closure, plain))
+        self._note_spent()
+        self._synchronized = False
+        return loss
+
+    def _note_spent(self):
         parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         self._spent = [(p, weakref.ref(p.grad), p.grad._version) for p in parameters]
 
@@ -341,6 +363,12 @@ class _SignStep:
 
     def _step_by_vote(self):
         self._base.step(self)
+
+    def _step_with(self, closure):
+        with torch.enable_grad():
+            loss = closure()
+        self._vote_and_step()
+        return loss
 
     def load_state_dict(self, state_dict: dict):
         """Loads what `state_dict` or `hvs.gather_state_dict` gave."""

@@ -111,6 +111,12 @@ def vote_of_nodes(nodes: Nodes, bucket: Bucket, protocol, abstain: bool) -> Gene
     return messages.parse((yield Within(Allgather(message))), [length])[0]
 
 
+def averaged_in_place(gradient: torch.Tensor) -> bool:
+    """Whether the engine writes the mean of the node right into a gradient; else it is copied there."""
+    whole = gradient.is_contiguous() and not gradient.is_neg() and gradient.data_ptr() != 0
+    return gradient.dtype in _FULL_PRECISION and whole
+
+
 @torch.no_grad()
 def _to_be_averaged(p: torch.Tensor) -> torch.Tensor:
     """The gradient of `p`, or a copy of it that the engine can average. One that is missing counts as zeros."""
@@ -120,7 +126,7 @@ def _to_be_averaged(p: torch.Tensor) -> torch.Tensor:
         p.grad = p.grad.to_dense()
     g = p.grad
     check_memory("a gradient", g)
-    if g.dtype in _FULL_PRECISION and g.is_contiguous() and not g.is_neg() and g.data_ptr():
+    if averaged_in_place(g):
         return g
     mean = torch.empty(g.shape, dtype=torch.promote_types(g.dtype, torch.float32), device=g.device)
     return mean.copy_(g)
@@ -129,5 +135,7 @@ def _to_be_averaged(p: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def _put_back(parameters: list[torch.Tensor], means: list[torch.Tensor]):
     for p, mean in zip(parameters, means, strict=True):
+        if p.grad is None:  # it was dropped since, after an exception in backward
+            p.grad = torch.empty_like(p, memory_format=torch.preserve_format)
         if mean is not p.grad:
             p.grad.copy_(mean)

@@ -5,17 +5,26 @@ start them in different orders.
 """
 
 import functools
+import weakref
 from collections.abc import Iterator
 
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
 from horovod_sign.torch.buckets import Bucket, Slot
-from horovod_sign.torch.hierarchy import Attendance, vote_of_nodes
+from horovod_sign.torch.edits import Watch
+from horovod_sign.torch.hierarchy import Attendance, averaged_in_place, vote_of_nodes
 from horovod_sign.torch.nodes import Nodes
 from horovod_sign.voting.collectives import Collectives, Vote
 from horovod_sign.voting.messages import Planes
 from horovod_sign.voting.protocols import PROTOCOLS
+
+OTHER_LOSS = (
+    "If this was the backward pass of another optimizer's loss that flows through these parameters, as a GAN "
+    "generator's does through the discriminator, keep them out of it (requires_grad_(False) meanwhile, or "
+    "loss.backward(inputs=list(generator.parameters()))), or give their optimizer overlap=False"
+)
+_SENT = 1 << 62  # backward passes that are left for a gradient whose vote of this step is already given
 
 # The hook of each parameter: of the optimizer that was made last.
 _hooks = WeakIdKeyDictionary()
@@ -48,13 +57,17 @@ class Pipeline:
         self.passes = passes
         self.in_backward = True  # False: nothing is packed before `decisions`
         self._buckets: list[Bucket] = []
-        self._collectives, self._name = collectives, name
+        self._collectives, self.name = collectives, name
         self._protocol = PROTOCOLS[transport]
         self._abstain, self._nodes = abstain, nodes
         self._slots: list[Slot] = []
         self._awaited: dict[Bucket, int] = {}
         self._votes: dict[Bucket, Vote] = {}
         self._arrivals = 0
+        self._edits = Watch()
+        # Whether a backward pass has begun and not ended; and the pass itself, which dies with an exception, too.
+        self._unfinished, self._pass = False, _no_pass
+        self._kept = 0
         self.add(buckets)
 
     def add(self, buckets: list[Bucket]):
@@ -72,7 +85,7 @@ class Pipeline:
     def restart(self, collectives: Collectives, name: str):
         """Forgets what is under way and goes on with other ranks, when Horovod has been initialised anew."""
         self._votes.clear()
-        self._collectives, self._name = collectives, name
+        self._collectives, self.name = collectives, name
         for bucket in self._buckets:
             bucket.forget()
         self.reset()
@@ -80,23 +93,20 @@ class Pipeline:
     @property
     def started(self) -> bool:
         """Whether gradients have been packed, or votes are on their way."""
-        return bool(self._votes or self._arrivals)
+        return bool(self._arrivals or len(self._votes) > self._kept)
 
     @property
     def untouched(self) -> bool:
         """Whether no backward pass has reached a parameter since the last step."""
         return all(slot.passes_left == self.passes for slot in self._slots)
 
-    def edited(self) -> torch.Tensor | None:
-        """A parameter whose gradient was changed by torch after it had been packed in backward, if there is one."""
-        if self._nodes is not None:  # where the mean of the node is put into the gradients
-            return None
-        arrived = (slot for slot in self._slots if slot.seen is not None)
-        return next((slot.parameter for slot in arrived if _version(slot.parameter.grad) != slot.seen), None)
+    def edited(self) -> bool:
+        """Whether gradients were changed after they had been packed in backward. Asked in each step; says so once."""
+        return self._edits.finds_change(self._slots)
 
     def reset(self):
         """Expects the gradients of a new step. Only when no vote is on its way."""
-        self._arrivals = 0
+        self._arrivals, self._kept, self._unfinished = 0, 0, False
         for slot in self._slots:
             slot.passes_left, slot.seen = self.passes, None
         self._awaited = {bucket: len(bucket.slots) for bucket in self._buckets}
@@ -106,13 +116,28 @@ class Pipeline:
         for bucket in self._buckets:
             bucket.check_parameters()
 
+    def give_up(self) -> bool:
+        """Expects the gradients of this step anew. False if they are being voted on, and cannot be had again.
+
+        After a backward pass that has ended by an exception they can: the votes that it had started are those of this
+        rank in this step, and all else is computed again.
+        """
+        interrupted = self._unfinished and self._pass() is None
+        if self.started and not interrupted:
+            return False
+        if interrupted or self._kept:
+            self._resume()
+        else:
+            self.reset()
+        return True
+
     def decisions(self) -> Iterator[tuple[Bucket, Planes]]:
         """Ends the step: starts the votes that wait for gradients that do not come, and yields each as it is decided.
 
         A parameter without a gradient abstains.
         """
         self.bytes_sent = 0
-        attendance = None if self._nodes is None else Attendance(self._name)
+        attendance = None if self._nodes is None else Attendance(self.name)
         for bucket in self._buckets:
             if bucket not in self._votes:
                 self._start(bucket)
@@ -137,25 +162,61 @@ class Pipeline:
 
     def _gradient_ready(self, slot: Slot, p: torch.Tensor):
         slot.passes_left -= 1
+        if not self.in_backward:  # the vote will be on what is there in `step`
+            return
+        if self._pass() is None:
+            self._begin_pass(slot)
         if slot.passes_left < 0:
             raise AssertionError(
                 f"gradients were computed more than backward_passes_per_step={self.passes} times before step(): call "
-                "step() after that many backward passes, or raise backward_passes_per_step"
+                f"step() after that many backward passes, or raise backward_passes_per_step. {OTHER_LOSS}"
             )
-        if slot.passes_left > 0 or not self.in_backward:
+        if slot.passes_left > 0:
             return
         bucket = slot.bucket
         # The gradients of nodes are packed later, after their mean.
-        due = self._nodes is not None or bucket.arrived(slot, self._abstain)
-        slot.seen = _version(p.grad)
+        packed = bucket.arrived(slot, self._abstain) if self._nodes is None else []
         self._arrivals += 1
         self._awaited[bucket] -= 1
         full = self._awaited[bucket] == 0
         if full and not self._collectives.blocking:
             self._start(bucket)
-        if due or full:  # where gradients are packed, asking the engine after each would cost more than it gains
+            packed = bucket.slots
+        if packed:
+            self._note(packed)
+        # Where gradients are packed, asking the engine after each would cost more than it gains.
+        if packed or self._nodes is not None:
             for vote in self._votes.values():
                 vote.poll()
+
+    def _note(self, packed: list[Slot]):
+        if self._nodes is None:
+            self._edits.note(packed)
+        else:  # the mean comes into the gradients, which torch does not notice unless it is by a copy
+            gradients = [(slot, slot.parameter.grad) for slot in packed]
+            self._edits.note([slot for slot, g in gradients if g is not None and averaged_in_place(g)], final=False)
+
+    def _begin_pass(self, slot: Slot):
+        """The first gradient of a backward pass, that of `slot`."""
+        if self._unfinished:  # the pass before has ended by an exception
+            self._resume()
+            slot.passes_left -= 1
+        token = _Pass()
+        self._pass, self._unfinished = weakref.ref(token), True
+        torch.autograd.Variable._execution_engine.queue_callback(functools.partial(self._end_pass, token))
+
+    def _end_pass(self, token: "_Pass"):
+        self._unfinished = False
+
+    def _resume(self):
+        """Expects again what an interrupted backward pass had not packed. Votes that had started stay as they are."""
+        self._arrivals, self._kept, self._unfinished = 0, len(self._votes), False
+        for bucket in self._buckets:
+            bucket.retract()
+            for slot in bucket.slots:
+                given = bucket in self._votes or slot.taken
+                slot.passes_left, slot.seen = _SENT if given else self.passes, None
+            self._awaited[bucket] = sum(slot.passes_left != _SENT for slot in bucket.slots)
 
     def _start(self, bucket: Bucket):
         if self._nodes is None:
@@ -163,9 +224,12 @@ class Pipeline:
             protocol = self._protocol(ballot, self._collectives.rank, self._collectives.size, not self._abstain)
         else:
             protocol = vote_of_nodes(self._nodes, bucket, self._protocol, self._abstain)
-        self._votes[bucket] = Vote(protocol, self._collectives, f"{self._name}.{bucket.name}")
+        self._votes[bucket] = Vote(protocol, self._collectives, f"{self.name}.{bucket.name}")
 
 
-def _version(gradient: torch.Tensor | None) -> tuple[int, int]:
-    """Differs once the gradient has been replaced, or changed in place."""
-    return (0, 0) if gradient is None else (id(gradient), gradient._version)
+class _Pass:
+    """A backward pass, for as long as it runs."""
+
+
+def _no_pass() -> None:
+    return None

@@ -83,7 +83,7 @@ class Votes:
         self.replicas = self._replica_check(name)
         self.pipeline = Pipeline([], collectives, transport, options.abstain, options.passes, name, nodes)
         self.pipeline.in_backward = options.early and self._agreed and not self.scaling.used
-        self._nan_reported, self._edit_reported = False, False
+        self._nan_reported = False
         self._number = 0
         self._make_buckets()
 
@@ -112,8 +112,7 @@ class Votes:
         if self._ids() != self._trainable:  # only then do the ranks talk to each other about it
             self.change()
         self.pipeline.check_parameters()
-        if not self._edit_reported and self.pipeline.edited() is not None:
-            self._edit_reported = True
+        if self.pipeline.edited():
             warnings.warn(_EDITED, stacklevel=4)
         self.replicas.begin()
         return self.scaling.settle(self._optimizer)
@@ -130,6 +129,18 @@ class Votes:
         self.monitor.end(self.pipeline.bytes_sent)
         self.replicas.conclude()
         self.has_history = True
+
+    def new_gradients(self) -> bool:
+        """Whether a backward pass has reached a parameter of any rank since the last vote. A collective."""
+        return self.total([float(not self.pipeline.untouched)], "new_gradients")[0] > 0
+
+    def total(self, numbers: list[float], what: str) -> list[float]:
+        """The sums over all ranks of numbers. A collective; `what` is for its name."""
+        if not self._agreed:
+            self._agree_anew()
+        values = torch.tensor(numbers, dtype=torch.float64, device="cpu")
+        name = f"{self.pipeline.name}.{what}"
+        return hvd.allreduce(values, name=name, op=hvd.Sum, process_set=self.options.process_set).tolist()
 
     def withhold(self):
         """Drops the gradients that would be voted on, so that this rank abstains as a whole in this step."""

@@ -378,7 +378,7 @@ def test_clipping_before_the_vote():
     tasks.assert_replicas_identical(net)
     for value, simulated in zip(tasks.values(net), simulation.x, strict=True):
         np.testing.assert_allclose(value, simulated, rtol=1e-5, atol=1e-6)
-    optimizer = wrap(hvs.Signum(net.parameters(), 0.01), net)
+    optimizer = wrap(hvs.Signum(net.parameters(), 0.01), net, transport="exchange")
     tasks.backward(net, 0)
     torch.nn.utils.clip_grad_norm_(net.parameters(), 0.1)
     with pytest.warns(UserWarning, match="overlap=False"):

@@ -1,0 +1,46 @@
+"""Closures of optimizers whose gradients are votes: a vote after each evaluation, however often there is one.
+
+torch's optimizers evaluate a closure once, and then step. Others evaluate it before and after they have moved (SAM), or
+as often as the losses tell them to (LBFGS, line searches): then all ranks must be told the same loss.
+"""
+
+import inspect
+
+import torch
+
+
+class VotedClosure:
+    """What the optimizer that is wrapped gets for the user's closure.
+
+    Args:
+        optimizer: made by `hvs.DistributedOptimizer`.
+        closure: the user's.
+        plain: whether `takes_plain_steps`; if not, losses are averaged over the ranks.
+    """
+
+    def __init__(self, optimizer, closure, plain: bool):
+        self._optimizer, self._closure, self._plain = optimizer, closure, plain
+
+    def __call__(self, *args, **kwargs):
+        with torch.enable_grad():
+            loss = self._closure(*args, **kwargs)
+        if self._plain:
+            self._optimizer.vote_on_gradients()
+            return loss
+        if self._optimizer._votes.new_gradients():
+            self._optimizer.vote_on_gradients()
+        return self._mean(loss)
+
+    def _mean(self, loss):
+        known = isinstance(loss, int | float) or (isinstance(loss, torch.Tensor) and loss.numel() == 1)
+        total, number = self._optimizer._votes.total([float(loss), 1.0] if known else [0.0, 0.0], "loss")
+        if not known:
+            return loss
+        return torch.full_like(loss, total / number) if isinstance(loss, torch.Tensor) else total / number
+
+
+def takes_plain_steps(optimizer_class: type) -> bool:
+    """Whether its `step` begins with the one evaluation of its closure, as those of torch's optimizers do but LBFGS."""
+    step = optimizer_class.step
+    closure = inspect.signature(step).parameters.get("closure")
+    return step.__module__.startswith("torch.optim.") and closure is not None and closure.default is None

@@ -1,0 +1,71 @@
+"""Were gradients changed after they had been packed for a vote? Then the change does not count, and the user must know.
+
+torch counts what is done to a tensor in place, but not what is done to it by NumPy or by `.data`; and it counts what
+changes nothing, as clipping to an infinite norm does. So the gradients themselves are compared, by a fingerprint, which
+takes another pass over them: in the first steps, and then ever more rarely. In between torch's count is believed, as
+long as it has not been seen to mean nothing in this loop.
+"""
+
+from collections.abc import Iterable
+
+import torch
+
+from horovod_sign.torch.buckets import Slot
+
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class Watch:
+    """Looks for changes between backward and step, until one is found."""
+
+    def __init__(self):
+        self._looking, self._closely, self._idle_writes, self._steps = True, True, False, 0
+
+    def note(self, slots: Iterable[Slot], final: bool = True):
+        """These gradients are packed now.
+
+        Args:
+            slots: their slots.
+            final: whether nothing but the user changes them from now on.
+        """
+        if not self._looking:
+            return
+        for slot in slots:
+            gradient = slot.parameter.grad
+            if slot.seen is None and gradient is not None:
+                slot.seen = _version(gradient), _fingerprint(gradient) if self._closely and final else None
+
+    def finds_change(self, slots: Iterable[Slot]) -> bool:
+        """Ends a step: whether a gradient was changed since it was noted. Says so once."""
+        if self._looking and any(self._changed(slot) for slot in slots if slot.seen is not None):
+            self._looking = False
+            return True
+        self._steps += 1
+        self._closely = self._steps < 3 or self._steps & (self._steps - 1) == 0
+        return False
+
+    def _changed(self, slot: Slot) -> bool:
+        gradient, (version, fingerprint) = slot.parameter.grad, slot.seen
+        if gradient is None:
+            return True
+        written = _version(gradient) != version
+        if fingerprint is None:
+            return written and not self._idle_writes
+        if not torch.equal(fingerprint, _fingerprint(gradient)):
+            return True
+        self._idle_writes |= written
+        return False
+
+
+def _version(gradient: torch.Tensor) -> tuple[int, int]:
+    """Differs once the gradient has been replaced, or written to by torch."""
+    return id(gradient), gradient._version
+
+
+def _fingerprint(gradient: torch.Tensor) -> torch.Tensor:
+    """Sums of its bits, of which each takes every 64th element: it takes no memory, and NaN are equal to themselves."""
+    dense = gradient.to_dense() if gradient.is_sparse else gradient
+    bits = dense.detach().resolve_neg().reshape(-1)
+    bits = bits.view(_INTEGERS[bits.element_size()])
+    whole = bits.numel() // 64 * 64
+    return torch.cat([bits[:whole].view(-1, 64).sum(0, dtype=torch.int64), bits[whole:].to(torch.int64)])
