@@ -24,14 +24,21 @@ once() {
     printf '%s\n' "$now" >"$stamp"
 }
 
+is_python_311() { "$1" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; }
+
 find_python() {
-    local candidate
-    for candidate in "${PYTHON:-}" python3.11 python3; do
-        [ -n "$candidate" ] && "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null &&
-            { echo "$candidate"; return; }
+    local candidate needed="Python 3.11 is needed (the versions pinned in ci/requirements.txt are tested with it)"
+    if [ -n "${PYTHON:-}" ]; then
+        is_python_311 "$PYTHON" || die "$needed, and PYTHON=$PYTHON is not one" \
+            "($("$PYTHON" --version 2>&1 || true)): leave PYTHON out, or name another"
+        echo "$PYTHON"
+        return
+    fi
+    for candidate in python3.11 python3; do
+        is_python_311 "$candidate" && { echo "$candidate"; return; }
     done
-    die "Python 3.11 is needed (the versions pinned in ci/requirements.txt are tested with it), and neither" \
-        "python3.11 nor python3 (here: $(python3 --version 2>&1 || true)) is one: install it, or name it by PYTHON=..."
+    die "$needed, and neither python3.11 nor python3 (here: $(python3 --version 2>&1 || true)) is one: install it, or" \
+        "name it by PYTHON=..."
 }
 
 install_requirements() {
@@ -59,6 +66,7 @@ install_package() {
 for tool in "${CXX:-c++}" make sha256sum tar; do
     command -v "$tool" >/dev/null || die "'$tool' is needed and not there (on Debian or Ubuntu: apt-get install build-essential)"
 done
+if [ -n "${PYTHON:-}" ]; then find_python >/dev/null || exit; fi
 if [ ! -x .venv/bin/python ] || ! .venv/bin/python -c '' 2>/dev/null; then
     python=$(find_python)
     say "making .venv with $("$python" --version)"

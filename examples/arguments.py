@@ -7,9 +7,9 @@ import argparse
 LEARNING_RATES = {"sgd": 0.1, "signsgd": 0.002, "signum": 0.002}
 
 
-def parse_arguments(doc: str):
-    """The arguments of the command line; the first line of `doc` says what the program does."""
-    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+def parse_arguments(doc: str | None):
+    """The arguments of the command line; the first line of `doc` (None under python -OO) says what the program does."""
+    parser = argparse.ArgumentParser(description=doc and doc.splitlines()[0])
     parser.add_argument("--optimizer", choices=LEARNING_RATES, default="signum", help="default: signum")
     parser.add_argument("--lr", type=float, help=f"learning rate at the start; default: {LEARNING_RATES}")
     parser.add_argument("--momentum", type=float, default=0.9, help="of sgd and signum; default: 0.9")

@@ -10,23 +10,24 @@ import os
 import platform
 import sys
 
-import numpy as np
-
-from horovod_sign import majority_vote
+from horovod_sign import selftest
 from horovod_sign.algebra import kernels, supported
+from horovod_sign.launched import alone_among_many, started_together
 from horovod_sign.version import __version__
+from horovod_sign.voting.library import load_mpi
 
 FEATURES = ("mpi", "gloo", "nccl", "cuda", "rocm", "ddl", "ccl")
-LAUNCHED_BY_MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK")
+BINDINGS = ("horovod.torch", "horovod.tensorflow")
 
 
 def main() -> int:
     """Prints the report on rank 0; the exit status is 1 if the self-test vote failed."""
-    launched_by_mpi = any(name in os.environ for name in LAUNCHED_BY_MPI)
-    comm = _world() if launched_by_mpi else None
-    if comm is None or comm.rank == 0:
-        print(report(), flush=True)
-    return 0 if comm is None or self_test(comm) else 1
+    text = report()
+    ranks, why = _ranks()
+    alone = alone_among_many(1 if ranks is None else ranks.size)
+    if ranks is None or ranks.rank == 0:
+        print(text, *([f"WARNING: {alone}"] if alone else []), *([why] if why else []), sep="\n", flush=True)
+    return 0 if ranks is None or self_test(ranks) else 1
 
 
 def report() -> str:
@@ -41,29 +42,14 @@ def report() -> str:
     return "\n".join(lines)
 
 
-def self_test(comm) -> bool:
+def self_test(ranks) -> bool:
     """A vote of all ranks by each transport, against NumPy; says so on rank 0."""
-    passed = True
-    for transport in ("exchange", "counts"):
-        for abstain in (True, False):
-            inputs = [_input(rank) for rank in range(comm.size)]
-            signs = [np.sign(np.nan_to_num(x)) if abstain else np.where(x < 0, -1, 1) for x in inputs]
-            total = np.sum(signs, axis=0)
-            expected = np.sign(total) if abstain else np.where(total < 0, -1, 1)
-            vote = majority_vote(inputs[comm.rank], comm, abstain=abstain, transport=transport)
-            passed &= np.array_equal(vote, expected)
-    failed = [rank for rank, good in enumerate(comm.allgather(bool(passed))) if not good]
-    if comm.rank == 0:
-        verdict = f"FAILED on ranks {failed}" if failed else "votes are those of NumPy, bit for bit"
-        print(f"Self-test of {comm.size} ranks: {verdict}", flush=True)
-    return not failed
-
-
-def _input(rank: int) -> np.ndarray:
-    random = np.random.default_rng(rank)
-    x = random.standard_normal(100_003).astype(np.float32)
-    x[random.random(len(x)) < 0.2] = random.choice(np.array([0.0, -0.0, np.nan, np.inf, -np.inf], np.float32))
-    return x
+    outcome = selftest.run(ranks)
+    if ranks.rank == 0:
+        right = f"votes by {' and '.join(outcome.tried)} are those of NumPy, bit for bit"
+        verdict = f"FAILED on ranks {outcome.failed}" if outcome.failed else right
+        print(f"Self-test of {ranks.size} ranks over {ranks.name}: {verdict}", flush=True)
+    return not outcome.failed
 
 
 def _section(title: str, rows: list[tuple[bool, str]]) -> list[str]:
@@ -85,18 +71,18 @@ def _horovod() -> list[tuple[bool, str]]:
         version = importlib.metadata.version("horovod")
     except importlib.metadata.PackageNotFoundError:
         return [(False, "Horovod (pip install horovod)")]
-    for module in ("horovod.torch", "horovod.tensorflow"):
-        if module in sys.modules:
-            built = [bool(getattr(sys.modules[module], f"{feature}_built")()) for feature in FEATURES]
-            return [(True, f"Horovod {version}"), *zip(built, FEATURES, strict=True)]
+    hvd = _binding()
+    if hvd is not None:
+        built = [bool(getattr(hvd, f"{feature}_built")()) for feature in FEATURES]
+        return [(True, f"Horovod {version}"), *zip(built, FEATURES, strict=True)]
     return [(False, f"Horovod {version}, without a binding that works here")]
 
 
 def _mpi() -> tuple[bool, str]:
     try:
-        from mpi4py import MPI
-    except (ImportError, RuntimeError) as error:
-        return False, f"mpi4py ({error}): majority_vote needs it: pip install mpi4py"
+        MPI = load_mpi()
+    except ImportError as error:
+        return False, f"mpi4py, which horovod_sign.majority_vote needs ({error})"
     library = MPI.Get_library_version().split(",")[0].strip("\0\n ")
     return True, f"{library}, mpi4py {importlib.metadata.version('mpi4py')} (horovod_sign.majority_vote)"
 
@@ -109,12 +95,28 @@ def _gpus() -> tuple[bool, str]:
     return True, f"{torch.cuda.device_count()} ({', '.join(names)})"
 
 
-def _world():
-    try:
-        from mpi4py import MPI
-    except ImportError:
-        return None
-    return MPI.COMM_WORLD
+def _binding():
+    """Horovod for a framework that is there, or None."""
+    return next((sys.modules[name] for name in BINDINGS if sys.modules.get(name) is not None), None)
+
+
+def _ranks() -> tuple[selftest.ByMPI | selftest.ByHorovod | None, str]:
+    """What all ranks vote by, if a launcher started them; or why they cannot."""
+    launcher, number = started_together()
+    if not launcher and "PMIX_RANK" not in os.environ:
+        return None, ""
+    over_mpi = launcher != "HOROVOD_SIZE"
+    if over_mpi:
+        try:
+            return selftest.ByMPI(load_mpi().COMM_WORLD), ""
+        except ImportError as error:
+            why = f"without mpi4py ({error})"
+    else:
+        why = "by horovodrun --gloo"
+    hvd = _binding()
+    if hvd is None:
+        return None, f"No self-test of the {number} ranks, started {why}: there is no Horovod to vote by"
+    return selftest.ByHorovod(hvd), ""
 
 
 if __name__ == "__main__":

@@ -207,7 +207,7 @@ def measure(case, rounds):
 
 def main():
     """Parses arguments, runs the cases, prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__ and __doc__.split("\n")[0])
     parser.add_argument("--coordinates", type=int, default=25_600_000)
     parser.add_argument("--rounds", type=int, default=31)
     parser.add_argument("--set", choices=native.supported(), default=native.kernels().name)

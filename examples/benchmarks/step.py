@@ -24,7 +24,7 @@ LR = 0.01
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__ and __doc__.splitlines()[0])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=USUAL, help=f"default: {USUAL}")
     parser.add_argument("--coordinates", type=float, help="of a model of 10 equal parameters; default: ResNet-50")
     parser.add_argument("--rounds", type=int, default=9, help="default: 9")

@@ -25,7 +25,7 @@ LR = 0.01
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__ and __doc__.splitlines()[0])
     parser.add_argument(
         "--coordinates", type=float, nargs="+", default=[1e5, 1e6, 25.6e6], help="default: 1e5 1e6 25.6e6"
     )

@@ -15,6 +15,7 @@ import ctypes
 import functools
 import itertools
 import os
+import sys
 import sysconfig
 
 import numpy as np
@@ -53,15 +54,28 @@ class _Table(ctypes.Structure):
     _fields_ = [("name", ctypes.c_char_p), *[(name, _pointer) for name in _SIGNATURES]]
 
 
+def _not_built(name, here):
+    """What to do about kernels that are not there: often Python has taken a checkout for the installed package."""
+    for entry in sys.path:
+        folder = os.path.join(os.path.abspath(entry), "horovod_sign", "algebra")
+        if folder != here and os.path.exists(os.path.join(folder, name)):
+            return (
+                f"Python takes horovod_sign from the checkout {here.removesuffix('/horovod_sign/algebra')}, since it "
+                f"comes first in sys.path (with `python -m` that is the current folder), and its kernels are not "
+                f"built; the package installed in {entry} has them: run from another folder, or `pip install -e .` here"
+            )
+    return (
+        f"horovod_sign's kernels are not built ({name} is missing in {here}): run `pip install -e .` in its checkout, "
+        "which needs a C++17 compiler."
+    )
+
+
 def _load():
     """The library next to this file."""
     name = "_kernels" + sysconfig.get_config_var("EXT_SUFFIX")
     path = os.path.join(os.path.dirname(os.path.abspath(__file__)), name)
     if not os.path.exists(path):
-        raise ImportError(
-            f"horovod_sign's kernels are not built ({name} is missing): run `pip install -e .` in its checkout, which "
-            "needs a C++17 compiler."
-        )
+        raise ImportError(_not_built(name, os.path.dirname(path)))
     library = ctypes.CDLL(path)
     library.hs_supported.restype = ctypes.c_char_p
     library.hs_kernels.argtypes = [ctypes.c_char_p]

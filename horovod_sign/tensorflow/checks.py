@@ -2,6 +2,7 @@
 
 import horovod.tensorflow as hvd
 
+from horovod_sign.launched import warn_if_alone
 from horovod_sign.tensorflow.compression import SignCompressor
 from horovod_sign.tensorflow.election import require_horovod
 from horovod_sign.voting.protocols import TRANSPORTS
@@ -15,6 +16,7 @@ def check_arguments(wrapper: str, compression, passes, process_set, transport, u
             "groups; leave them out"
         )
     require_horovod()
+    warn_if_alone(hvd.size())
     if compression is not None and not isinstance(compression, SignCompressor):
         raise TypeError(
             f"compression must be hvs.Compression.signsgd() or hvs.Compression.signum(), got {compression!r}: there is "

@@ -7,6 +7,7 @@ from collections import Counter
 import horovod.torch as hvd
 import torch
 
+from horovod_sign.launched import warn_if_alone
 from horovod_sign.torch.layout import has_memory, is_dense
 from horovod_sign.torch.planes import check_votable, has_kernels
 from horovod_sign.voting.protocols import TRANSPORTS
@@ -20,6 +21,7 @@ def reachable(process_set):
     """
     if not hvd.is_initialized():
         raise ValueError("Horovod is not initialised: call hvd.init() before hvs.DistributedOptimizer")
+    warn_if_alone(hvd.size())
     if not isinstance(process_set, hvd.ProcessSet):
         return hvd.global_process_set
     if process_set.process_set_id is None:

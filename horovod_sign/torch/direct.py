@@ -5,15 +5,14 @@ all ranks on what is ready. MPI takes microseconds, but its collectives must com
 `step`, never in the hooks of backward.
 """
 
-import importlib.util
 import os
-import sys
 import time
 
 import horovod.torch as hvd
 import numpy as np
 import torch
 
+from horovod_sign.voting.library import usable_mpi
 from horovod_sign.voting.mpi import MpiCollectives
 
 # Seconds to wait for other ranks before asking Horovod whether they have joined. It costs nothing until then.
@@ -29,28 +28,10 @@ def available(process_set) -> bool:
     """Whether mpi4py reaches the ranks of `process_set`, by the MPI library that Horovod uses, from any thread."""
     if not hvd.mpi_enabled() or process_set.size() != hvd.size():
         return False
-    MPI = _mpi()
+    MPI = usable_mpi()
     if MPI is None or not MPI.Is_initialized() or MPI.Query_thread() != MPI.THREAD_MULTIPLE:
         return False
     return (MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size) == (hvd.rank(), hvd.size())
-
-
-def _mpi():
-    """mpi4py's MPI module, or None. It does not start MPI: where Horovod has not, it is not Horovod's MPI."""
-    if "mpi4py.MPI" not in sys.modules:
-        if importlib.util.find_spec("mpi4py") is None:
-            return None
-        import mpi4py
-
-        usual, mpi4py.rc.initialize = mpi4py.rc.initialize, False
-        try:
-            from mpi4py import MPI
-        except (ImportError, RuntimeError):  # built for another MPI, or none is found
-            return None
-        finally:
-            mpi4py.rc.initialize = usual
-        return MPI
-    return sys.modules["mpi4py.MPI"]
 
 
 class DirectCollectives(MpiCollectives):
@@ -65,7 +46,7 @@ class DirectCollectives(MpiCollectives):
     """
 
     def __init__(self, name: str):
-        super().__init__(_mpi().COMM_WORLD.Dup())
+        super().__init__(usable_mpi().COMM_WORLD.Dup())
         self._name, self._question = f"{name}.present", None
 
     def _tell_each(self, lengths):

@@ -6,6 +6,9 @@ from typing import Any, NamedTuple
 
 import horovod.torch as hvd
 
+from horovod_sign.launched import warn_if_alone
+from horovod_sign.voting.library import AnotherMPI, load_mpi
+
 _sets: dict[tuple[int, ...], Any] = {}
 
 _STATIC = (
@@ -63,9 +66,12 @@ def node_process_sets() -> list[hvd.ProcessSet]:
         ValueError: MPI does not reach the other ranks (no mpi4py, or not launched by mpirun).
     """
     try:
-        from mpi4py import MPI
+        MPI = load_mpi()
+    except AnotherMPI as error:
+        raise ValueError(f"hvs.node_process_sets() needs mpi4py: {error}") from error
     except ImportError as error:
         raise ValueError(_NO_MPI) from error
+    warn_if_alone(MPI.COMM_WORLD.size)
     if MPI.COMM_WORLD.size != int(os.environ.get("HOROVOD_SIZE", MPI.COMM_WORLD.size)):
         raise ValueError(_NO_MPI)
     groups = _groups(MPI.COMM_WORLD.allgather(host_name()))

@@ -26,8 +26,8 @@ _EDITED = (
     "optimizer.synchronize() and skip_synchronize()"
 )
 _NOT_ELASTIC = (
-    "under elastic Horovod, ranks that join must learn what is voted on: keep the optimizer in hvs.elastic.TorchState "
-    "instead of hvd.elastic.TorchState"
+    "the environment says HOROVOD_ELASTIC=1. If the job is elastic, ranks that join must learn what is voted on: keep "
+    "the optimizer in hvs.elastic.TorchState instead of hvd.elastic.TorchState; if it is not, unset it"
 )
 
 

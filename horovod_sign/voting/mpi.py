@@ -3,9 +3,11 @@
 import numpy as np
 
 from horovod_sign import algebra
+from horovod_sign.launched import warn_if_alone
 from horovod_sign.voting.agreement import disagreement, encode_record
 from horovod_sign.voting.collectives import Allgather, Alltoall, Request, Vote
 from horovod_sign.voting.inputs import as_array
+from horovod_sign.voting.library import load_mpi
 from horovod_sign.voting.messages import Planes
 from horovod_sign.voting.protocols import PROTOCOLS, TRANSPORTS
 
@@ -40,7 +42,7 @@ def majority_vote(x, comm=None, *, abstain: bool = True, transport: str = "auto"
         TypeError: x is not of a floating dtype that has a kernel, on some rank.
         ValueError: x cannot be read, on some rank; ranks differ in shape, dtype or options; unknown transport; more
             than 32,767 ranks for "counts". Either is raised by all ranks alike, before anything is sent.
-        ImportError: mpi4py is not installed.
+        ImportError: mpi4py is not installed, finds no MPI, or would load another one than this process has.
     """
     comm = _communicator(comm)
     summary, error = "", None
@@ -117,12 +119,12 @@ class MpiCollectives:
 
 def _communicator(comm):
     try:
-        from mpi4py import MPI
+        MPI = load_mpi()
     except ImportError as error:
-        raise ImportError(
-            "majority_vote needs mpi4py, which is not installed: pip install mpi4py (with your cluster's MPI on PATH)"
-        ) from error
-    comm = MPI.COMM_WORLD if comm is None else comm
+        raise ImportError(f"majority_vote needs mpi4py: {error}") from error
+    if comm is None:
+        comm = MPI.COMM_WORLD
+        warn_if_alone(comm.size)
     if not isinstance(comm, MPI.Intracomm) or comm == MPI.COMM_NULL:
         raise TypeError(
             f"majority_vote needs an mpi4py intracommunicator, got {comm!r}: pass for example MPI.COMM_WORLD"

@@ -1,59 +1,102 @@
-"""`python -m horovod_sign`: alone, without frameworks, and as a self-test under mpirun."""
+"""`python -m horovod_sign`: what is there, what is missing, and a vote of all ranks, however they were started."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
+from launching import launch
 
 import horovod_sign
 from horovod_sign import __main__ as main
+from horovod_sign import selftest
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def run(*command) -> subprocess.CompletedProcess:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("OMPI_", "PMI"))}
-    return subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment, cwd=ROOT)
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+HOROVODRUN = Path(sys.executable).with_name("horovodrun")
 
 
-def test_report_of_this_installation():
-    finished = run(sys.executable, "-m", "horovod_sign")
-    assert finished.returncode == 0
-    assert f"horovod_sign v{horovod_sign.__version__}" in finished.stdout
-    for row in ("[X] PyTorch", "[X] TensorFlow", "[X] Horovod", "[X] mpi", "[X] scalar"):
-        assert row in finished.stdout, finished.stdout
-    assert "Self-test" not in finished.stdout
+def run(*command, **variables) -> tuple[int | None, str]:
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("OMPI_", "PMI", "HOROVOD_S"))}
+    path = f"{HOROVODRUN.parent}:{os.environ['PATH']}"
+    return launch(command, 200, env={**inherited, "PATH": path, **variables}, cwd=ROOT)
 
 
-def test_self_test_under_mpirun():
-    finished = run(ROOT / "ci" / "run", "3", sys.executable, "-m", "horovod_sign")
-    assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.count("Self-test of 3 ranks: votes are those of NumPy, bit for bit") == 1
-    assert finished.stdout.count("Kernels (in use") == 1
+def test_report_and_self_test_under_mpirun():
+    status, output = run(ROOT / "ci" / "run", "2", sys.executable, "-m", "horovod_sign")
+    assert status == 0, output
+    assert output.count(f"horovod_sign v{horovod_sign.__version__}") == 1
+    for row in ("[X] PyTorch", "[X] TensorFlow", "[X] Horovod", "[X] mpi", "[X] scalar", "mpi4py 4"):
+        assert row in output, output
+    said = "Self-test of 2 ranks over MPI: votes by exchange and counts are those of NumPy, bit for bit"
+    assert output.count(said) == 1 and "this process is alone" not in output, output
 
 
-def test_what_is_missing_is_said(monkeypatch):
-    for module in ("horovod_sign.torch", "horovod_sign.tensorflow", "mpi4py"):
+@pytest.mark.skipif(not HOROVODRUN.exists(), reason="horovodrun is not installed")
+def test_self_test_over_gloo():
+    """By TensorFlow, where Horovod for PyTorch is not installed."""
+    program = (sys.executable, HERE / "without.py", "horovod_sign.torch")
+    status, output = run(HOROVODRUN, "--gloo", "--network-interface", "lo", "-np", "2", *program)
+    assert status == 0, output
+    assert output.count("Self-test of 2 ranks over Gloo: votes by exchange and counts are") == 1, output
+    assert "[ ] PyTorch (" in output and "[X] TensorFlow" in output, output
+
+
+def test_alone_and_without_anything(capsys, monkeypatch):
+    for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK", "HOROVOD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for module in ("horovod_sign.torch", "horovod_sign.tensorflow", "mpi4py", "mpi4py.MPI", *main.BINDINGS):
         monkeypatch.setitem(sys.modules, module, None)
-    report = main.report()
+    assert main.main() == 0
+    report = capsys.readouterr().out
     assert "[ ] PyTorch (" in report
     assert "[ ] TensorFlow (" in report
-    assert "[ ] mpi4py (" in report
+    assert "[ ] mpi4py, which horovod_sign.majority_vote needs (mpi4py is not installed: pip install mpi4py" in report
+    assert "elf-test" not in report
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    assert main.main() == 0
+    report = capsys.readouterr().out
+    assert "No self-test of the 2 ranks, started without mpi4py (mpi4py is not installed" in report
+    monkeypatch.setenv("HOROVOD_SIZE", "3")
+    assert main.main() == 0
+    assert "No self-test of the 3 ranks, started by horovodrun --gloo: there is no Horovod" in capsys.readouterr().out
 
 
 class OneRank:
-    """A communicator of one rank, for votes that go wrong."""
+    """A rank whose votes by some transports are wrong."""
 
-    rank, size = 0, 1
+    name, rank, size = "MPI", 0, 1
+
+    def __init__(self, *wrong, abstain=(True, False)):
+        self._wrong, self._abstain = wrong, abstain
+
+    def vote(self, x, abstain, transport):
+        right = np.sign(np.nan_to_num(x)) if abstain else np.where(x < 0, -1, 1)
+        return 0 * right if transport in self._wrong and abstain in self._abstain else right
 
     @staticmethod
-    def allgather(value):
-        return [value]
+    def failed_ranks(passed):
+        return [] if passed else [0]
 
 
-def test_a_wrong_vote_fails_the_self_test(monkeypatch, capsys):
-    monkeypatch.setattr(main, "majority_vote", lambda x, comm, **options: np.zeros(x.shape, np.int8))
-    assert not main.self_test(OneRank)
-    assert "FAILED on ranks [0]" in capsys.readouterr().out
+def test_a_wrong_vote_fails_the_report(monkeypatch, capsys):
+    """By either transport, with abstentions or without: the report says so, and its exit status."""
+    monkeypatch.setattr(main, "report", lambda: "the report")
+    for wrong in ({}, {"abstain": [True]}, {"abstain": [False]}):
+        for transport in ("exchange", "counts"):
+            monkeypatch.setattr(main, "_ranks", lambda t=transport, w=wrong: (OneRank(t, **w), ""))
+            assert main.main() == 1
+            assert "Self-test of 1 ranks over MPI: FAILED on ranks [0]" in capsys.readouterr().out
+    monkeypatch.setattr(main, "_ranks", lambda: (OneRank(), ""))
+    assert main.main() == 0
+    assert "votes by exchange and counts are those of NumPy" in capsys.readouterr().out
+
+
+def test_ranks_by_mpi_are_asked_for_their_verdict():
+    class Comm:
+        rank, size = 1, 3
+        allgather = staticmethod(lambda mine: [True, mine, False])
+
+    assert selftest.ByMPI(Comm).failed_ranks(True) == [2]
+    assert selftest.ByMPI(Comm).failed_ranks(False) == [1, 2]

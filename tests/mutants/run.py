@@ -118,7 +118,7 @@ def _run(mutant: Mutant, folder: Path) -> tuple[str, str]:
 
 def main() -> int:
     """Tries the mutants; the exit status is 1 if one survived, does not apply, or its tests do not run."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__ and __doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", help="parts of the paths of those to try; default: all")
     parser.add_argument("--check", action="store_true", help="only whether each still applies")
     parser.add_argument("--jobs", type=int, default=2, help="how many at a time (default: 2)")
