@@ -3,6 +3,7 @@
 import horovod.tensorflow as hvd
 import tensorflow as tf
 
+from horovod_sign.tensorflow import farewell
 from horovod_sign.voting.collectives import Allgather, Alltoall, Request
 
 
@@ -28,14 +29,14 @@ def carry_out(protocol, process_set, name: str, rank: int, size: int):
 
 def _perform(request: Request, process_set, name: str) -> tf.Tensor:
     if isinstance(request, Alltoall):
-        received, _ = hvd.alltoall(
+        received, lengths = hvd.alltoall(
             request.buffer, request.lengths, name=name, ignore_name_scope=True, process_set=process_set
         )
-        return received
+        return farewell.heard_in_messages(received, lengths)
     if isinstance(request, Allgather):
         return hvd.allgather(request.buffer, name=name, ignore_name_scope=True, process_set=process_set)
     summed = hvd.allreduce(request.words, op=hvd.Sum, name=name, ignore_name_scope=True, process_set=process_set)
-    return tf.ensure_shape(summed, request.words.shape)
+    return farewell.heard_in_counts(tf.ensure_shape(summed, request.words.shape))
 
 
 def _bytes_sent(request: Request, rank: int, size: int):

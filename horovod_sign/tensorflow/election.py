@@ -17,7 +17,7 @@ import tensorflow as tf
 from horovod_sign.algebra import counts_bits
 from horovod_sign.rules import Rule
 from horovod_sign.tensorflow import bits as bit
-from horovod_sign.tensorflow import messages
+from horovod_sign.tensorflow import farewell, messages
 from horovod_sign.tensorflow.ballots import momentum_packer, packer, unpacker
 from horovod_sign.tensorflow.collectives import carry_out
 from horovod_sign.tensorflow.statistics import Counters, count, count_nans
@@ -72,18 +72,28 @@ class Election:
         process_set: Horovod's.
         abstain: whether zeros, NaN and ties are 0 or +1.
         transport: "exchange", "counts", or "auto": the one that costs less by `voting.choice`.
+        instead_of: an election that this rank has voted in so far and leaves for this one, because layers have been
+            frozen, say. If other ranks stay in it, all of them get an error, at this one's first vote.
 
     Attributes:
         counters: what happened in the votes.
         name: what the names of its Horovod ops begin with; from `prepare` on.
     """
 
-    def __init__(self, rule: Rule, process_set=hvd.global_process_set, abstain: bool = True, transport: str = "auto"):
+    def __init__(
+        self,
+        rule: Rule,
+        process_set=hvd.global_process_set,
+        abstain: bool = True,
+        transport: str = "auto",
+        instead_of: "Election | None" = None,
+    ):
         if transport not in TRANSPORTS:
             raise ValueError(f"transport must be one of {', '.join(map(repr, TRANSPORTS))}, got {transport!r}")
         self.rule, self.abstain = rule, abstain
         self._process_set, self._transport = process_set, transport
-        self.counters = Counters()
+        self.counters = Counters() if instead_of is None else instead_of.counters
+        self._instead_of, self._first_request = instead_of, None
         self._missing_everywhere: list[bool] | None = None
         self._warned: set[str] = set()
         _elections.add(self)
@@ -139,18 +149,30 @@ class Election:
         self.counters.end_step(tf.add_n(counted))
         return votes
 
-    def prepare(self, gradients, variables: list[Coordinates], labels) -> list[bool]:
-        """Before the first vote: all ranks agree on what is voted on. Which variables have no gradient on any rank."""
+    def prepare(self, gradients, variables: list[Coordinates], labels, error: Exception | None = None) -> list[bool]:
+        """Before the first vote: all ranks agree on what is voted on. Which variables have no gradient on any rank.
+
+        Args:
+            gradients, variables, labels: as in `vote`.
+            error: why this rank cannot vote, for all ranks to know.
+        """
         refuse_xla()
         if self._missing_everywhere is None:
+            self._leave_former()
             ranks = self._process_set.process_set_id
             self.name = f"horovod_sign.tf.{ranks}.{next(_numbers[ranks])}"
-            self._missing_everywhere = self._agree(gradients, variables, labels)
+            self._missing_everywhere = self._agree(gradients, variables, labels, error)
         return self._missing_everywhere
+
+    def _leave_former(self):
+        former, self._instead_of = self._instead_of, None
+        if former is not None and former._first_request is not None and self.size > 1:
+            with tf.init_scope():
+                farewell.say(former._first_request, f"{former.name}.0.0", self._process_set, self.size)
 
     def lapse(self):
         """Forgets what the ranks have agreed on. What has been traced must be traced again."""
-        self._missing_everywhere = None
+        self._missing_everywhere = self._first_request = None
         self.counters.forget_mean()
 
     @staticmethod
@@ -172,6 +194,8 @@ class Election:
         ballot = self._pack(gradients, slots, on_gradient, abstaining)
         running = protocol(ballot, self.rank, self.size, not self.abstain, messages)
         decided, sent = carry_out(running, self._process_set, f"{self.name}.{number}", self.rank, self.size)
+        if number == 0:
+            self._first_request = farewell.First(protocol is PROTOCOLS["counts"], ballot.sign.shape[0])
         layout = tuple((tuple(g.shape), g.dtype) for g in gradients)
         counts = count(ballot, decided, sum(g.shape.num_elements() for g in gradients))
         # NaN abstains, so that most steps need no look at the gradients to know that there is none.
@@ -194,7 +218,7 @@ class Election:
             nonzero = tf.fill(sign.shape, silent) if nonzero is None else tf.bitwise.bitwise_and(nonzero, silent)
         return Planes(sign, nonzero)
 
-    def _agree(self, gradients, variables, labels) -> list[bool]:
+    def _agree(self, gradients, variables, labels, error) -> list[bool]:
         """Raises an error on all ranks unless they vote on the same variables; says which have no gradient anywhere."""
         with tf.init_scope():
             lines = [
@@ -203,7 +227,7 @@ class Election:
             # By the last of their names: the layers of a loaded model are not called as those of one that was built.
             names = [label.rsplit("/", 1)[-1] for label in labels]
             lines += [f"{name} {v.dtype.name} {v.shape}" for name, v in zip(names, variables, strict=True)]
-            error = self._invalid(variables, labels)
+            error = error or self._invalid(variables, labels)
             missing = np.array([g is None for g in gradients], np.uint8)
             if self.size == 1:
                 if error is not None:

@@ -41,20 +41,28 @@ class Sums:
             ]
             self._heard = tf.Variable(0, trainable=False, dtype=tf.int32)
 
-    def add(self, gradients: list, abstaining=None):
-        """Adds one pass's gradients; `abstaining`: scalar bool tensor, this pass adds nothing."""
+    def add(self, gradients: list, abstaining=None, indices=None):
+        """Adds one pass's gradients.
+
+        Args:
+            gradients: of the variables of these indices; None: of all.
+            abstaining: scalar bool tensor: this pass adds nothing.
+        """
         heard = True if abstaining is None else ~abstaining
-        for total, gradient in zip(self._sums, gradients, strict=True):
+        for total, gradient in zip(self._of(indices), gradients, strict=True):
             if gradient is not None:
                 wide = tf.cast(gradient, total.dtype)
                 total.assign_add(wide if abstaining is None else tf.where(heard, wide, tf.zeros_like(wide)))
         self._heard.assign_add(tf.cast(heard, tf.int32))
 
-    def take(self, passes: int) -> tuple[list[tf.Tensor], tf.Tensor]:
-        """The mean over passes, and whether no pass was heard; starts anew."""
-        means = [total.read_value() / passes for total in self._sums]
+    def take(self, passes: int, indices=None) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """The means over passes, and whether no pass was heard; starts anew, also those of other indices."""
+        means = [total.read_value() / passes for total in self._of(indices)]
         silent = self._heard.read_value() == 0
         for total in self._sums:
             total.assign(tf.zeros_like(total))
         self._heard.assign(0)
         return means, silent
+
+    def _of(self, indices):
+        return self._sums if indices is None else [self._sums[i] for i in indices]

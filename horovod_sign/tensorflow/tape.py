@@ -5,12 +5,15 @@ import weakref
 import horovod.tensorflow as hvd
 import tensorflow as tf
 
+from horovod_sign.tensorflow import scaled_losses
 from horovod_sign.tensorflow.checks import check_arguments
 from horovod_sign.tensorflow.compression import Compression, SignCompressor
 from horovod_sign.tensorflow.election import Coordinates, Election
 from horovod_sign.tensorflow.memory import OwnMomentum, Sums
+from horovod_sign.tensorflow.scales import Scale
 
 _DEFAULT = Compression.signsgd()
+scaled_losses.watch()
 
 
 def DistributedGradientTape(
@@ -45,7 +48,9 @@ def DistributedGradientTape(
     Returns:
         A tape. Its `gradient` returns the structure of `sources`. A source without a gradient on this rank (None)
         abstains, and gets the others' vote; it stays None if in the first step it was None on all ranks.
-        `compression.vote_statistics()` says what happened in the latest vote.
+        `compression.vote_statistics()` says what happened in the latest vote. If a Keras optimizer has scaled the loss
+        (`optimizer.scale_loss`: LossScaleOptimizer, loss_scale_factor), votes are in float32, multiplied by the scale
+        that it divides by: give them to that optimizer. A rank that overflows abstains, and lowers its own scale.
 
     Raises:
         TypeError: an argument of Horovod's that a vote cannot have (op, groups, ...).
@@ -60,6 +65,7 @@ def DistributedGradientTape(
         raise ValueError(
             "the tape is already wrapped by Horovod's DistributedGradientTape: wrap the plain tape instead"
         )
+    scaled_losses.watch()  # should Keras have been loaded later
     options = _Options(process_set, abstain, transport, backward_passes_per_step)
     return VotingTape(gradtape, compression or _DEFAULT, options)
 
@@ -78,7 +84,8 @@ class VotingTape(tf.GradientTape):
         # None gradients are leaves too; IndexedSlices must stay whole.
         flat = tf.nest.flatten(gradients, expand_composites=False)
         variables = [_underlying(source) for source in tf.nest.flatten(sources, expand_composites=False)]
-        votes = _remembered(self._compression, variables, flat, self._options).vote(flat)
+        scaler = scaled_losses.optimizer_of(target, variables)
+        votes = _remembered(self._compression, variables, flat, self._options).vote(flat, scaler)
         return tf.nest.pack_sequence_as(sources, votes)
 
     def __enter__(self):
@@ -123,6 +130,7 @@ class _TapeMemory:
 
     def __init__(self, rule, coordinates, labels, process_set, abstain, transport, passes):
         self._coordinates, self._labels, self._passes = coordinates, labels, passes
+        self._process_set = process_set
         self.election = Election(rule, process_set, abstain, transport)
         self._momentum = OwnMomentum(rule, [v.shape for v in coordinates]) if rule.has_momentum else None
         self._sums = Sums(coordinates) if passes > 1 else None
@@ -130,23 +138,40 @@ class _TapeMemory:
             with tf.init_scope():
                 self._calls = tf.Variable(0, trainable=False, dtype=tf.int64)
 
-    def vote(self, gradients):
+    def vote(self, gradients, scaler=None):
+        """The votes on a step's gradients; `scaler`: the Keras optimizer that has scaled their loss, if one has."""
+        if scaler is None:
+            return self._elect(gradients) if self._sums is None else self._pass(gradients)
+        self.election.prepare(gradients, self._coordinates, self._labels)
+        gradients = [self.election.dense(g, v) for g, v in zip(gradients, self._coordinates, strict=True)]
+        present, name = [g for g in gradients if g is not None], f"{self.election.name}.finite"
+        scale = Scale(scaler, present, name, self._process_set, self.election.size)
+        gradients = scale.unscaled(gradients)
         if self._sums is None:
-            return self._elect(gradients)
+            return scale.scaled(self._elect(gradients, scale.abstaining))
+        return scale.scaled(self._pass(gradients, scale.abstaining, scale.heard))
+
+    def _pass(self, gradients, abstaining=None, heard=True):
+        """Votes in the last of several passes, zeros in the others. A pass that counts on no rank is none."""
         absent = self.election.prepare(gradients, self._coordinates, self._labels)
-        self._sums.add([self.election.dense(g, v) for g, v in zip(gradients, self._coordinates, strict=True)])
-        last = self._calls.assign_add(1) % self._passes == 0
-        present = tf.cond(last, lambda: self._elect_sums(absent), lambda: self._zeros(absent))
+        dense = [self.election.dense(g, v) for g, v in zip(gradients, self._coordinates, strict=True)]
+        self._sums.add(dense, abstaining)
+        passes = self._calls.assign_add(tf.cast(heard, tf.int64))
+        last = (passes % self._passes == 0) & heard
+        present = tf.cond(last, lambda: self._elect_sums(absent, abstaining), lambda: self._zeros(absent))
         votes = iter(present)
         return [None if none else next(votes) for none in absent]
 
-    def _elect(self, gradients):
+    def _elect(self, gradients, abstaining=None):
         momentum = None if self._momentum is None else self._momentum.next(range(len(self._coordinates)))
-        return self.election.vote(gradients, self._coordinates, self._labels, momentum)
+        coordinates = [
+            v if g is None else v._replace(dtype=g.dtype) for v, g in zip(self._coordinates, gradients, strict=True)
+        ]
+        return self.election.vote(gradients, coordinates, self._labels, momentum, abstaining)
 
-    def _elect_sums(self, absent):
-        means, _ = self._sums.take(self._passes)
-        votes = self._elect(means)
+    def _elect_sums(self, absent, abstaining):
+        means, silent = self._sums.take(self._passes)
+        votes = self._elect(means, None if abstaining is None else silent)
         kept = [(vote, v) for vote, v, none in zip(votes, self._coordinates, absent, strict=True) if not none]
         return [tf.cast(vote, v.dtype) for vote, v in kept]
 

@@ -15,11 +15,17 @@ from horovod_sign.tensorflow.compression import SignCompressor
 from horovod_sign.tensorflow.election import Coordinates, Election
 from horovod_sign.tensorflow.keras.optimizers import SignOptimizer
 from horovod_sign.tensorflow.memory import OwnMomentum, Sums
+from horovod_sign.tensorflow.scales import follow, speaking
 
 _SCALED_OUTSIDE = (
     "LossScaleOptimizer around a distributed optimizer would leave ranks waiting for each other when one of them "
     "overflows: use hvs.DistributedOptimizer(LossScaleOptimizer(optimizer)), also for a model of policy mixed_float16, "
     "which puts a LossScaleOptimizer around any other optimizer"
+)
+
+_UNKNOWN = (
+    "{} is not among the variables that the optimizer was built for: when a model gets new layers, or layers are "
+    "unfrozen that were frozen so far, compile it with a new optimizer, on all ranks"
 )
 
 
@@ -40,9 +46,9 @@ def DistributedOptimizer(
     is sign(sum over ranks of the signs) (Bernstein et al. 2018, arXiv 1802.04434, Algorithms 1 to 3). Around `SignSGD`
     and `Signum` the step is theirs, by the vote; around any other optimizer the votes (-1, 0, +1) are its gradients.
 
-    Wrap `LossScaleOptimizer` from outside. A rank whose gradients overflow then abstains in that step, and all ranks
-    lower the scale; where all overflow, the step is left out. With gradient accumulation a vote is on the mean
-    gradient, once per applied step.
+    Wrap `LossScaleOptimizer` from outside. A rank whose gradients overflow then abstains in that step and lowers its
+    own scale, which need not be that of the others; where all overflow, the step is left out. With gradient
+    accumulation a vote is on the mean gradient, once per applied step.
 
     Args:
         optimizer: not wrapped yet. It keeps its state, and itself becomes distributed: the returned object is the same.
@@ -68,7 +74,7 @@ def DistributedOptimizer(
             all ranks: the ranks' variables differ.
     """
     if not isinstance(optimizer, keras.optimizers.Optimizer):
-        raise TypeError(f"optimizer must be a Keras 3 optimizer, got {type(optimizer).__name__}")
+        raise TypeError(f"optimizer must be a Keras 3 optimizer, got {_kind(optimizer)}")
     check_arguments("DistributedOptimizer", compression, backward_passes_per_step, process_set, transport, unsupported)
     inner = inner_optimizer(optimizer)
     if is_distributed(optimizer) or is_distributed(inner):
@@ -83,6 +89,12 @@ def DistributedOptimizer(
         optimizer.name = name
     optimizer.__class__ = _distributed_class(type(optimizer), (rule, process_set, abstain, transport))
     return optimizer
+
+
+def _kind(optimizer) -> str:
+    legacy = type(optimizer).__module__.startswith("tf_keras")
+    hint = " of Keras 2 (tf_keras): unset TF_USE_LEGACY_KERAS, or take keras instead of tf.keras" if legacy else ""
+    return type(optimizer).__name__ + hint
 
 
 def is_distributed(optimizer) -> bool:
@@ -170,7 +182,10 @@ class _Step:
         self._optimizer, self._base, self._inner = optimizer, base, inner_optimizer(optimizer)
         self._scaled = self._inner is not optimizer
         self._rule, self.process_set = rule, process_set
-        self.election = Election(rule, process_set, abstain, transport)
+        self._options = (rule, process_set, abstain, transport)
+        self.election = Election(*self._options)
+        # One for each list of variables: that changes when layers are frozen and the model is compiled anew.
+        self._elections: dict[tuple, Election] = {}
         self._own_momentum = self._sums = None
 
     def apply(self, grads, trainable_variables):
@@ -181,47 +196,61 @@ class _Step:
         self._build(variables)
         coordinates = [_coordinates(v, g) for v, g in zip(variables, grads, strict=True)]
         labels = [getattr(v, "path", v.name) for v in variables]
-        absent = self.election.prepare(grads, coordinates, labels)
+        absent = self._prepare(grads, variables, coordinates, labels)
         grads = [self.election.dense(g, c) for g, c in zip(grads, coordinates, strict=True)]
         if not self._scaled:
-            votes = self._votes(grads, variables, coordinates, labels, absent, self._inner.loss_scale_factor, None)
-            return self._take(votes, variables, self._inner.loss_scale_factor)
+            votes = self._votes(grads, variables, coordinates, labels, absent, self._inner.loss_scale_factor)
+            return self._take(votes, variables)
         return self._apply_scaled(grads, variables, coordinates, labels, absent)
 
-    def _apply_scaled(self, grads, variables, coordinates, labels, absent):
-        """Under a LossScaleOptimizer: ranks without an overflow vote; all agree on the next scale."""
-        optimizer, scale = self._optimizer, self._optimizer.dynamic_scale.value.read_value()
-        finite = all_finite([g for g in grads if g is not None])
-        speaking = hvd.allreduce(
-            tf.cast(finite, tf.int32),
-            op=hvd.Sum,
-            name=f"{self.election.name}.finite",
-            ignore_name_scope=True,
-            process_set=self.process_set,
-        )
-        votes = self._votes(grads, variables, coordinates, labels, absent, scale, ~finite)
-        # LossScaleOptimizer leaves a step out, and lowers the scale, when it sees a NaN.
-        sign = tf.where(speaking == 0, float("nan"), 1.0)
-        self._take([None if v is None else tf.cast(v, tf.float32) * sign for v in votes], variables, scale)
-        if self.election.size > 1:
-            lower = (speaking > 0) & (speaking < self.election.size)
-            optimizer.dynamic_scale.assign(tf.where(lower, scale * 0.5, optimizer.dynamic_scale.value))
-            counter = optimizer.step_counter.value
-            optimizer.step_counter.assign(tf.where(lower, tf.zeros_like(counter), counter))
+    def _prepare(self, grads, variables, coordinates, labels) -> list[bool]:
+        """Goes over to the election of these variables; as `Election.prepare`."""
+        known = self._inner._trainable_variables_indices
+        key = tuple(known.get(self._inner._var_key(v)) for v in variables)
+        if key not in self._elections:
+            unknown = [label for label, index in zip(labels, key, strict=True) if index is None]
+            error = ValueError(_UNKNOWN.format(unknown[0])) if unknown else None
+            election = Election(*self._options, instead_of=self.election) if self._elections else self.election
+            election.prepare(grads, coordinates, labels, error)
+            self._elections[key] = election
+        self.election = self._elections[key]
+        return self.election.prepare(grads, coordinates, labels)
 
-    def _votes(self, grads, variables, coordinates, labels, absent, scale, abstaining):
-        """The votes, one per variable or None; between applied steps of an accumulation, zeros."""
+    def _apply_scaled(self, grads, variables, coordinates, labels, absent):
+        """Under a LossScaleOptimizer: ranks without an overflow vote, and each sees to its own scale.
+
+        Scales need not be equal, since a vote has none. A rank that always overflows is outvoted by the others, whose
+        scales stay as they are. Where all overflow, the step is left out.
+        """
+        optimizer = self._optimizer
+        scale, present = optimizer.dynamic_scale.value.read_value(), [g for g in grads if g is not None]
+        finite = all_finite(present) if present else tf.constant(True)
+        heard = speaking(finite, f"{self.election.name}.finite", self.process_set) > 0
+        votes = self._votes(grads, variables, coordinates, labels, absent, scale, ~finite, heard)
+        tf.cond(heard, lambda: self._take(votes, variables), lambda: None)
+        follow(optimizer, finite, heard)
+
+    def _votes(self, grads, variables, coordinates, labels, absent, scale, abstaining=None, heard=True):
+        """The votes, one per variable or None; between applied steps of an accumulation, zeros.
+
+        Args:
+            scale: of the loss; None: 1.
+            abstaining: scalar bool tensor: this rank's gradients do not count; None: they do.
+            heard: whether those of any rank do.
+        """
         steps = self._inner.gradient_accumulation_steps
         if scale is not None and (steps or self._rule.has_momentum):
             grads = [None if g is None else _widen(g) / tf.cast(scale, _widen(g).dtype) for g in grads]
         if not steps:
             return self._elect(grads, variables, coordinates, labels, abstaining)
+        # Of each variable of the optimizer, as in Keras: another list of variables goes on with the same sums.
         if self._sums is None:
-            self._sums = Sums(coordinates)
-        self._sums.add(grads, abstaining)
+            self._sums = Sums([_coordinates(v, None) for v in self._inner._trainable_variables])
+        indices = self._indices(variables)
+        self._sums.add(grads, abstaining, indices)
 
         def elect():
-            means, silent = self._sums.take(steps)
+            means, silent = self._sums.take(steps, indices)
             votes = self._elect(means, variables, coordinates, labels, None if abstaining is None else silent)
             # The base class adds what it gets and divides it by `steps`.
             return [tf.cast(v * steps, c.dtype) for v, c in zip(votes, coordinates, strict=True) if v is not None]
@@ -229,7 +258,7 @@ class _Step:
         def wait():
             return [tf.zeros(c.shape, c.dtype) for c, none in zip(coordinates, absent, strict=True) if not none]
 
-        last = (self._inner._iterations.value + 1) % steps == 0
+        last = ((self._inner._iterations.value + 1) % steps == 0) & heard
         votes = iter(tf.cond(last, elect, wait))
         return [None if none else next(votes) for none in absent]
 
@@ -241,7 +270,11 @@ class _Step:
             return None
         if isinstance(self._inner, SignOptimizer):
             return self._inner.momentum_of(variables)
-        return self._remembered().next([self._inner._get_variable_index(v) for v in variables])
+        return self._remembered().next(self._indices(variables))
+
+    def _indices(self, variables) -> list[int]:
+        """The places of variables among those of the optimizer."""
+        return [self._inner._get_variable_index(v) for v in variables]
 
     def forget_sums(self):
         """Drops the gradients that are summed for a vote that is yet to come."""
@@ -263,14 +296,15 @@ class _Step:
             self._own_momentum = OwnMomentum(self._rule, shapes)
         return self._own_momentum
 
-    def _take(self, votes, variables, scale):
-        """The base class's step, which first divides by `scale`."""
+    def _take(self, votes, variables):
+        """The step on votes: the base class's, which first divides by a fixed scale, if there is one."""
+        scale, base = self._inner.loss_scale_factor, type(self._inner) if self._scaled else self._base
         if scale is not None:
             votes = [None if v is None else tf.cast(v, tf.float32) * tf.cast(scale, tf.float32) for v in votes]
         if not isinstance(self._inner, SignOptimizer):
-            return self._base.apply(self._optimizer, votes, variables)
+            return base.apply(self._inner, votes, variables)
         with self._inner.given_votes():
-            return self._base.apply(self._optimizer, votes, variables)
+            return base.apply(self._inner, votes, variables)
 
     def _build(self, variables):
         if not self._optimizer.built:

@@ -1,0 +1,86 @@
+"""A rank that goes over to other variables says farewell in the vote that it leaves.
+
+Layers are frozen and the model is compiled anew: from then on this rank votes on other variables, after all ranks have
+agreed on them. Should other ranks not have done the same, they wait for this rank in the former vote, and this one
+waits for them to agree. So it takes part in the first request of the former vote once more, with a message that no
+vote has. Where all ranks do so, all have left; where some do, all learn of it, and all raise an error.
+"""
+
+from typing import NamedTuple
+
+import horovod.tensorflow as hvd
+import numpy as np
+import tensorflow as tf
+
+from horovod_sign.algebra import counts_bits
+
+# In place of a message's number of planes (1 or 2), and of what counts a voter among the counts.
+_NO_PLANES, _NO_VOTER = 255, 2**32
+
+_LEFT = (
+    "the trainable variables have changed on some ranks since the last vote and not on others (layers frozen or "
+    "unfrozen, a model compiled anew): change them on all ranks alike, before the same step"
+)
+
+
+class First(NamedTuple):
+    """The first request of an election's votes.
+
+    Attributes:
+        counted: whether it is the allreduce of counts; else the alltoall of an exchange.
+        width: bytes of the ballot's sign plane.
+    """
+
+    counted: bool
+    width: int
+
+
+def say(first: First, name: str, process_set, size: int):
+    """Leaves a vote. A collective of all ranks, whether they leave or vote. Executes eagerly.
+
+    Args:
+        first: the first request of the former vote.
+        name: of its Horovod op.
+        process_set, size: Horovod's, of the ranks that vote, and how many they are.
+
+    Raises:
+        ValueError: not all ranks leave.
+    """
+
+    def leave():
+        if first.counted:
+            words = np.zeros(first.width * counts_bits(size) // 8 + 1, np.int64)
+            words[-1] = _NO_VOTER
+            summed = hvd.allreduce(
+                tf.constant(words), op=hvd.Sum, name=name, ignore_name_scope=True, process_set=process_set
+            )
+            return summed[-1] % _NO_VOTER == 0
+        farewells = tf.fill([size], np.uint8(_NO_PLANES))
+        received, lengths = hvd.alltoall(
+            farewells, tf.ones([size], tf.int32), name=name, ignore_name_scope=True, process_set=process_set
+        )
+        return tf.reduce_all(_heads(received, lengths) == _NO_PLANES)
+
+    # A graph of its own: Horovod does not know the names of ops that are executed eagerly.
+    all_left = bool(tf.function(leave, autograph=False)())
+    if not all_left:
+        raise ValueError(_LEFT)
+
+
+def heard_in_messages(received: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
+    """The messages of an alltoall, which fails if a rank has left. `lengths`: those of the messages, in order."""
+    return _unless(tf.reduce_any(_heads(received, lengths) == _NO_PLANES), received)
+
+
+def heard_in_counts(summed: tf.Tensor) -> tf.Tensor:
+    """The sum of an allreduce, which fails if a rank has left."""
+    return _unless(summed[-1] >= _NO_VOTER, summed)
+
+
+def _heads(received, lengths):
+    return tf.gather(received, tf.cumsum(lengths, exclusive=True))
+
+
+def _unless(left, tensor):
+    with tf.control_dependencies([tf.debugging.Assert(~left, [_LEFT])]):
+        return tf.identity(tensor)
