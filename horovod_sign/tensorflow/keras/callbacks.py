@@ -10,6 +10,7 @@ from horovod_sign.statistics import systematic_disagreement
 from horovod_sign.tensorflow.election import check_agreement
 from horovod_sign.tensorflow.keras.distributed import election_of
 from horovod_sign.tensorflow.keras.momenta import start_alike
+from horovod_sign.tensorflow.keras.replicas import CheckReplicasCallback, ReplicaCheck  # noqa: F401
 from horovod_sign.tensorflow.keras.saving import save_model
 
 
@@ -20,6 +21,9 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
     weights and stay each rank's own. So does the momentum that a rank votes by, if it has loaded one (`hvs.load_model`)
     or has trained; ranks without get the mean of those of the others.
 
+    Before each epoch the ranks compare learning rates, other options and checksums of weights, and are warned, once, if
+    these differ (see `CheckReplicasCallback`).
+
     Args:
         root_rank: whose values.
         process_set: Horovod's.
@@ -29,6 +33,12 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
         super().__init__()
         self.root_rank, self.process_set = root_rank, process_set
         self._done = False
+        self._check, self._first_epoch = ReplicaCheck(process_set), True
+
+    def on_epoch_begin(self, epoch, logs=None):
+        # Before the first batch some ranks may have no weights yet.
+        self._check.compare(self.model, f"before epoch {epoch + 1}", weights=not self._first_epoch)
+        self._first_epoch = False
 
     def on_train_begin(self, logs=None):
         if self._done:
