@@ -6,14 +6,13 @@
 For Keras models see `horovod_sign.tensorflow.keras`.
 """
 
+from horovod_sign.tensorflow import advice
+
 try:
     import horovod.tensorflow  # noqa: F401
     import tensorflow  # noqa: F401
 except ImportError as error:
-    raise ImportError(
-        f"horovod_sign.tensorflow needs TensorFlow and a Horovod built for it ({error}): pip install tensorflow, then "
-        "HOROVOD_WITH_TENSORFLOW=1 pip install --no-build-isolation horovod"
-    ) from error
+    raise ImportError(advice.for_tensorflow(error)) from error
 
 from horovod_sign.tensorflow.broadcast import broadcast_variables
 from horovod_sign.tensorflow.compression import Compression

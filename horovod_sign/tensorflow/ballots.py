@@ -8,15 +8,16 @@ import tensorflow as tf
 
 from horovod_sign.rules import Rule
 from horovod_sign.tensorflow import bits as bit
+from horovod_sign.tensorflow.programs import Compiled
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def packer(abstain):
     """Compiled: (sign plane, nonzero plane or None) of a list of tensors."""
-    return bit.compiled(lambda tensors: bit.to_planes([bit.ballots(x, abstain) for x in tensors], abstain))
+    return Compiled(lambda tensors: bit.to_planes([bit.ballots(x, abstain) for x in tensors], abstain))
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def momentum_packer(rule: Rule, abstain):
     """Compiled: (new momenta, sign plane, nonzero plane or None) of gradients, momenta, and the rest of `_advance`."""
 
@@ -24,16 +25,16 @@ def momentum_packer(rule: Rule, abstain):
         new, ballots = _advance(rule, abstain, gradients, momenta, *when)
         return new, *bit.to_planes(ballots, abstain)
 
-    return bit.compiled(pack)
+    return Compiled(pack)
 
 
-@bit.compiled
+@Compiled
 def signs(tensors):
     """Compiled: -1, 0 or +1 in the dtype of each tensor; NaN is 0."""
     return [bit.to_numbers(bit.ballots(x, True), x.dtype) for x in tensors]
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def momentum_signs(rule: Rule):
     """Compiled: (new momenta, signs as by `signs`) of gradients, momenta, and the rest of `_advance`."""
 
@@ -41,10 +42,10 @@ def momentum_signs(rule: Rule):
         new, ballots = _advance(rule, True, gradients, momenta, *when)
         return new, [bit.to_numbers(b, g.dtype) for b, g in zip(ballots, gradients, strict=True)]
 
-    return bit.compiled(advance)
+    return Compiled(advance)
 
 
-@bit.compiled
+@Compiled
 def all_finite(tensors):
     """Compiled: whether no tensor has an infinity or a NaN."""
     return tf.reduce_all(tf.stack([tf.reduce_all(bit.is_finite(x)) for x in tensors]))
@@ -80,11 +81,11 @@ def _rounded(product, nothing):
     return tf.bitcast(tf.bitwise.bitwise_xor(tf.bitcast(product, tf.uint32), nothing), tf.float32)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=64)
 def unpacker(layout, abstain):
     """The function that gives the votes in planes as a list of tensors of `layout`, ((shape, dtype), ...)."""
 
-    @bit.compiled
+    @Compiled
     def unpack(sign, nonzero):
         votes, at = [], 0
         for shape, dtype in layout:

@@ -2,7 +2,7 @@
 
 Signs, zeros and NaNs are told apart on the bits as integers, never by comparing floats: TensorFlow's threads flush
 subnormal numbers to zero, but a subnormal gradient votes. Everything here is plain array code of static shape, meant
-to be traced inside a `compiled` function, where XLA fuses it into one pass over the gradients.
+to be traced inside a `programs.Compiled` function, where XLA fuses it into one pass over the gradients.
 """
 
 import numpy as np
@@ -19,11 +19,6 @@ _PLACES = np.arange(8, dtype=np.uint8)
 VOTES = np.uint16(256)
 
 DTYPES = tuple(_INTEGERS)
-
-
-def compiled(function):
-    """`function` compiled by XLA, wherever it is called from: eagerly or inside the caller's graph."""
-    return tf.function(function, jit_compile=True, autograph=False)
 
 
 def as_bits(x: tf.Tensor) -> tuple[tf.Tensor, int]:

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from horovod_sign.tensorflow import bits as bit
+from horovod_sign.tensorflow.programs import Compiled
 from horovod_sign.voting.messages import Planes
 
 
@@ -68,14 +69,14 @@ def decode_fields(words: tf.Tensor, bits: int, one_bit: bool) -> Planes:
     return Planes(*_decode_fields(bits, one_bit)(words))
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def _abstains_somewhere(bounds):
     """Compiled: for each chunk of a nonzero plane, 1 if it has a clear bit, else 0."""
 
     def abstains(nonzero):
         return tf.stack([_has_clear_bit(nonzero[a:b]) for a, b in bounds])
 
-    return bit.compiled(abstains)
+    return Compiled(abstains)
 
 
 def _has_clear_bit(plane):
@@ -85,7 +86,7 @@ def _has_clear_bit(plane):
     return tf.cast(tf.reduce_min(words) < tf.constant(2**64 - 1, tf.uint64), tf.int32)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def _majority(one_bit):
     """Compiled: (sign, nonzero or None) of the sign planes and the nonzero planes of M ballots."""
 
@@ -106,7 +107,7 @@ def _majority(one_bit):
         below, equal = _compare(counter, len(signs))
         return below, None if one_bit else tf.bitwise.invert(equal)
 
-    return bit.compiled(majority)
+    return Compiled(majority)
 
 
 def _compare(counter, number):
@@ -122,7 +123,7 @@ def _compare(counter, number):
     return below, equal
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def _encode_fields(bits):
     def encode(sign, nonzero):
         fields = 2 * (1 - bit.spread_bits(sign))
@@ -136,10 +137,10 @@ def _encode_fields(bits):
         words = tf.bitcast(tf.reshape(packed, [-1, 8]), tf.int64)
         return tf.concat([words, tf.ones([1], tf.int64)], axis=0)
 
-    return bit.compiled(encode)
+    return Compiled(encode)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def _decode_fields(bits, one_bit):
     integer = tf.uint16 if bits == 16 else tf.uint8
 
@@ -154,4 +155,4 @@ def _decode_fields(bits, one_bit):
         minus = bit.gather_bits(tf.cast(fields < voters, tf.uint8))
         return minus, None if one_bit else bit.gather_bits(tf.cast(fields != voters, tf.uint8))
 
-    return bit.compiled(decode)
+    return Compiled(decode)

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from horovod_sign.statistics import PATIENCE, VoteStatistics, summarise
-from horovod_sign.tensorflow import bits as bit
+from horovod_sign.tensorflow.programs import Compiled
 from horovod_sign.voting.messages import Planes
 
 
@@ -129,7 +129,7 @@ def _as_words(plane):
     return tf.bitcast(tf.reshape(plane, [-1, 8]), tf.uint64)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def _counter(coordinates):
     """Compiled: a vector of `Counts` of the planes of a ballot and of the vote, as words."""
 
@@ -147,7 +147,7 @@ def _counter(coordinates):
         zero = tf.constant(0, tf.int64)
         return tf.stack(Counts(tf.constant(coordinates, tf.int64), abstained, ties, both, alike, zero, zero))
 
-    return bit.compiled(counts)
+    return Compiled(counts)
 
 
 def _ones(words):

@@ -1,5 +1,6 @@
 """SignSGD and Signum as plain Keras optimizers, saving and loading, errors. One process, without mpirun."""
 
+import importlib.util
 import subprocess
 import sys
 
@@ -166,6 +167,29 @@ else:
     raise SystemExit("imported")
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+KERAS_ELSEWHERE = {
+    "KERAS_BACKEND=jax": "set KERAS_BACKEND=tensorflow before Keras is imported",
+    "KERAS_BACKEND=torch": "set KERAS_BACKEND=tensorflow before Keras is imported",
+    "TF_USE_LEGACY_KERAS=1": "unset TF_USE_LEGACY_KERAS",
+}
+
+
+@pytest.mark.parametrize("variable", KERAS_ELSEWHERE)
+def test_another_keras_is_no_reason_to_install_anything(variable):
+    """What has to be changed is a variable of the environment, not TensorFlow, Horovod or Keras."""
+    if "LEGACY" in variable and importlib.util.find_spec("tf_keras"):
+        pytest.skip("tf_keras is installed")
+    program = """
+try:
+    import horovod_sign.tensorflow.keras
+except ImportError as error:
+    print(error)
+"""
+    command = ["env", variable, sys.executable, "-c", program]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout.strip()
+    assert KERAS_ELSEWHERE[variable] in said and "install tensorflow" not in said and "\n" not in said
 
 
 def test_horovod_not_initialized():

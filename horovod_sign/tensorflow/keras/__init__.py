@@ -7,18 +7,15 @@
 On a GPU also give `model.compile` jit_compile=False: Horovod's ops cannot run inside XLA.
 """
 
-import horovod_sign.tensorflow  # noqa: F401  (says what is missing, if TensorFlow or Horovod is)
+from horovod_sign.tensorflow import advice  # says what is missing, if TensorFlow or Horovod is
 
 try:
     import keras
 except ImportError as error:
-    raise ImportError(f"horovod_sign.tensorflow.keras needs Keras 3 ({error}): pip install 'keras>=3'") from error
+    raise ImportError(advice.for_keras(error)) from error
 
-if not keras.__version__.startswith("3.") or keras.backend.backend() != "tensorflow":
-    raise ImportError(
-        "horovod_sign.tensorflow.keras needs Keras 3 on its TensorFlow backend, found Keras "
-        f"{keras.__version__} on {keras.backend.backend()}: pip install 'keras>=3' and set KERAS_BACKEND=tensorflow"
-    )
+if (_wrong := advice.for_backend(keras.__version__, keras.backend.backend())) is not None:
+    raise ImportError(_wrong)
 
 from horovod_sign.tensorflow.broadcast import broadcast_variables
 from horovod_sign.tensorflow.compression import Compression
