@@ -22,3 +22,19 @@ def test_counts_grow_with_the_ranks():
     """16-bit fields of 128 ranks are not worth an op where the 4-bit ones of 4 are."""
     assert choose(50_000, 4, abstain=True, can_go_direct=False) == "counts"
     assert choose(50_000, 128, abstain=True, can_go_direct=False) == "exchange"
+
+
+# With 2 ranks P = n/8 bytes are in a plane, and an exchange sends P + 2 of them, or 1.5 P where votes can tie (a second
+# plane of the results); counts take 4 bits a coordinate, 4 P. An op is worth 100,000 bytes: 0.8 ms at 125 MB/s.
+@pytest.mark.parametrize(
+    ("abstain", "can_go_direct", "most", "way", "beyond"),
+    [
+        (False, True, 8 * 200_000, "direct", "exchange"),  # two ops: P < 200,000
+        (True, True, 8 * 200_000 / 1.5, "direct", "exchange"),
+        (False, False, 8 * 100_000 / 3, "counts", "exchange"),  # one op: 4 P - P < 100,000
+        (True, False, 8 * 100_000 / 2.5, "counts", "exchange"),
+    ],
+)
+def test_where_one_way_gives_way_to_another(abstain, can_go_direct, most, way, beyond):
+    assert choose(int(0.999 * most), 2, abstain, can_go_direct) == way
+    assert choose(int(1.001 * most), 2, abstain, can_go_direct) == beyond

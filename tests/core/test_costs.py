@@ -1,46 +1,14 @@
-"""The costs in closed form are what real votes send. All ranks of a vote run here, in one process."""
+"""The costs in closed form are what votes send, by the real protocols among simulated ranks."""
 
 import numpy as np
 import pytest
+from simulated_ranks import ballot, vote
 
-from horovod_sign import algebra
 from horovod_sign.voting import costs
-from horovod_sign.voting.collectives import Allgather, Allreduce, Alltoall, bytes_sent
-from horovod_sign.voting.messages import Planes
-from horovod_sign.voting.protocols import PROTOCOLS
+from horovod_sign.voting.collectives import Allgather, Allreduce, Alltoall
 
 LENGTHS = (1, 63, 64, 65, 1000, 64 * 60, 100_003)
 SIZES = (1, 2, 3, 4, 5, 8, 60)
-
-
-def carry_out(requests):
-    """The results, for all ranks, of the requests that all ranks made."""
-    if isinstance(requests[0], Allgather):
-        return [np.concatenate([r.buffer for r in requests])] * len(requests)
-    if isinstance(requests[0], Allreduce):
-        return [sum(r.words for r in requests)] * len(requests)
-    pieces = [np.split(r.buffer, np.cumsum(r.lengths)[:-1]) for r in requests]
-    return [np.concatenate([sent[rank] for sent in pieces]) for rank in range(len(requests))]
-
-
-def vote(transport, ballots, one_bit):
-    """Runs a vote of all ranks; the bytes that each sent, and the kinds of request that were made."""
-    size = len(ballots)
-    running = [PROTOCOLS[transport](b, rank, size, one_bit) for rank, b in enumerate(ballots)]
-    sent, kinds, results = [0] * size, [], [None] * size
-    while True:
-        try:
-            requests = [r.send(result) for r, result in zip(running, results, strict=True)]
-        except StopIteration:
-            return sent, kinds
-        sent = [s + bytes_sent(r, size, rank) for rank, (s, r) in enumerate(zip(sent, requests, strict=True))]
-        kinds.append(type(requests[0]))
-        results = carry_out(requests)
-
-
-def ballot(x, abstain):
-    sign, nonzero, _, _ = algebra.pack_ballot(x, abstain)
-    return Planes(sign, nonzero)
 
 
 def ballots(n, size, abstain=True, zeros=False):
@@ -52,14 +20,14 @@ def ballots(n, size, abstain=True, zeros=False):
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("n", LENGTHS)
 def test_one_bit_exchange(n, size):
-    sent, _ = vote("exchange", ballots(n, size, abstain=False), one_bit=True)
+    sent = vote("exchange", ballots(n, size, abstain=False), one_bit=True).sent
     assert costs.exchange_cost(n, size).bytes == sent[0] == max(sent)
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("n", LENGTHS)
 def test_counts(n, size):
-    sent, _ = vote("counts", ballots(n, size), one_bit=False)
+    sent = vote("counts", ballots(n, size), one_bit=False).sent
     assert [costs.counts_cost(n, size).bytes] * size == sent
 
 
@@ -67,7 +35,7 @@ def test_counts(n, size):
 @pytest.mark.parametrize("n", (64 * 120, 64 * 6000))
 def test_exchange_where_all_abstain(n, size):
     """Everybody's ballot and the vote have second planes everywhere: the most that an exchange sends."""
-    sent, _ = vote("exchange", ballots(n, size, zeros=True), one_bit=False)
+    sent = vote("exchange", ballots(n, size, zeros=True), one_bit=False).sent
     assert [costs.exchange_cost(n, size, (2, 2)).bytes] * size == sent
 
 
@@ -76,7 +44,7 @@ def test_exchange_where_all_abstain(n, size):
 def test_usual_planes(size, abstain):
     """Random gradients in chunks long enough that each has a tie if there can be any."""
     n = 64 * 6000
-    sent, _ = vote("exchange", ballots(n, size, abstain), one_bit=not abstain)
+    sent = vote("exchange", ballots(n, size, abstain), one_bit=not abstain).sent
     assert [costs.exchange_cost(n, size, costs.usual_planes(size, abstain)).bytes] * size == sent
 
 
@@ -85,7 +53,7 @@ def test_messages():
     each = {Alltoall: 1, Allgather: 1, Allreduce: 2}
     for size in SIZES[1:]:
         for transport, cost in (("exchange", costs.exchange_cost), ("counts", costs.counts_cost)):
-            _, kinds = vote(transport, ballots(1000, size), one_bit=False)
+            kinds = vote(transport, ballots(1000, size), one_bit=False).kinds
             assert cost(1000, size).messages == (size - 1) * sum(each[kind] for kind in kinds)
 
 

@@ -12,11 +12,11 @@ import oracle
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from simulated_ranks import ballot, vote
 
 from horovod_sign import algebra
 from horovod_sign.algebra import native, reference
 from horovod_sign.voting import messages
-from horovod_sign.voting.collectives import Allgather, Allreduce, Alltoall
 from horovod_sign.voting.protocols import PROTOCOLS
 
 CASES = int(os.environ.get("HOROVOD_SIGN_CASES", 400))
@@ -99,11 +99,11 @@ def test_signs_go_there_and_back(everyone):
 def test_tally_and_decision(everyone, abstain):
     """Up to 300 ballots, as planes and as summed fields."""
     expected = oracle.vote(everyone, abstain)
-    ballots = [algebra.pack_ballot(x, abstain)[:2] for x in everyone]
-    sign, nonzero = algebra.tally([b[0] for b in ballots], [b[1] for b in ballots], one_bit=not abstain)
+    ballots = [ballot(x, abstain) for x in everyone]
+    sign, nonzero = algebra.tally([b.sign for b in ballots], [b.nonzero for b in ballots], one_bit=not abstain)
     np.testing.assert_array_equal(algebra.unpack_votes(sign, nonzero, everyone[0].size), expected)
     bits = algebra.counts_bits(len(everyone))
-    words = sum(messages.encode_fields(messages.Planes(*ballot), bits) for ballot in ballots)
+    words = sum(messages.encode_fields(b, bits) for b in ballots)
     decided = messages.decode_fields(words, bits, one_bit=not abstain)
     np.testing.assert_array_equal(algebra.unpack_votes(*decided, everyone[0].size), expected)
 
@@ -131,35 +131,12 @@ def test_transports_with_many_ranks(everyone, abstain, transport):
 def test_joined_ranks_abstain(everyone, joined, abstain):
     """Ranks that contribute zeros to the summed fields are no voters, also in the one-bit vote."""
     bits = algebra.counts_bits(len(everyone) + joined)
-    ballots = [messages.Planes(*algebra.pack_ballot(x, abstain)[:2]) for x in everyone]
-    words = sum(messages.encode_fields(ballot, bits) for ballot in ballots)
+    ballots = [ballot(x, abstain) for x in everyone]
+    words = sum(messages.encode_fields(b, bits) for b in ballots)
     decided = messages.decode_fields(words, bits, one_bit=not abstain)
     np.testing.assert_array_equal(algebra.unpack_votes(*decided, everyone[0].size), oracle.vote(everyone, abstain))
 
 
 def vote_in_process(everyone, abstain, transport) -> list[messages.Planes]:
     """The decisions of all ranks."""
-    size = len(everyone)
-    ballots = [messages.Planes(*algebra.pack_ballot(x, abstain)[:2]) for x in everyone]
-    running = [PROTOCOLS[transport](ballot, rank, size, not abstain) for rank, ballot in enumerate(ballots)]
-    answers, decisions = [None] * size, [None] * size
-    while None in decisions:
-        requests = []
-        for rank, protocol in enumerate(running):
-            try:
-                requests.append(protocol.send(answers[rank]))
-            except StopIteration as stop:
-                decisions[rank] = stop.value
-        if requests:
-            answers = _carry_out(requests)
-    return decisions
-
-
-def _carry_out(requests) -> list[np.ndarray]:
-    if isinstance(requests[0], Allreduce):
-        return [sum(request.words for request in requests)] * len(requests)
-    if isinstance(requests[0], Allgather):
-        return [np.concatenate([request.buffer for request in requests])] * len(requests)
-    assert isinstance(requests[0], Alltoall)
-    cut = [np.split(request.buffer, np.cumsum(request.lengths)[:-1]) for request in requests]
-    return [np.concatenate([pieces[rank] for pieces in cut]) for rank in range(len(requests))]
+    return vote(transport, [ballot(x, abstain) for x in everyone], not abstain).decisions

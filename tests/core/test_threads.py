@@ -4,6 +4,8 @@ import concurrent.futures
 import contextlib
 import os
 import signal
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -148,16 +150,63 @@ def test_threads_are_made_when_needed_and_kept():
     kernels, n = native.Kernels(native.supported()[0]), 8_000_000
     plane, out = planes(n, 1)[0], np.zeros(n, np.int8)
 
-    def tasks(threads, coordinates):
+    def after(threads, coordinates):
         kernels.threads = threads
         kernels.unpack_int8(plane, None, coordinates, out)
-        return len(os.listdir("/proc/self/task"))
+        return len(tasks())
 
-    tasks(4, n)
-    many = tasks(4, n)
-    assert tasks(4, n) == many
-    assert tasks(6, n) == many + 2 or many > 6  # an earlier test may have made more
-    assert tasks(100, 1000) == tasks(1, n)
+    after(4, n)
+    many = after(4, n)
+    assert after(4, n) == many
+    assert after(6, n) == many + 2 or many > 6  # an earlier test may have made more
+    assert after(100, 1000) == after(1, n)
+
+
+def tasks() -> set[str]:
+    return set(os.listdir("/proc/self/task"))
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="needs /proc")
+def test_signals_are_for_the_threads_of_the_process():
+    """Threads of the pool block all signals: a handler must not run there, nor a wait of the program miss one."""
+    kernels, n = native.Kernels(native.supported()[0]), 16_000_000
+    before, plane, out = tasks(), planes(n, 1)[0], np.zeros(n, np.int8)
+    kernels.threads = 12  # more than any other test makes
+    kernels.unpack_int8(plane, None, n, out)
+    new = tasks() - before
+    assert new
+    for task in new:
+        with open(f"/proc/self/task/{task}/status") as status:
+            blocked = int(next(line for line in status if line.startswith("SigBlk:")).split()[1], 16)
+        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGCHLD, signal.SIGALRM):
+            assert blocked >> (each - 1) & 1, f"thread {task} takes {each.name}"
+
+
+RACES = Path(__file__).with_name("races.cpp")
+SOURCES = Path(__file__).parents[2] / "csrc"
+
+
+@pytest.fixture(scope="module")
+def races(tmp_path_factory):
+    """races.cpp, built with ThreadSanitizer."""
+    compiler, program = os.environ.get("CXX", "g++"), tmp_path_factory.mktemp("races") / "races"
+    flags = ["-std=c++17", "-O1", "-g", "-fsanitize=thread", "-pthread", "-fno-exceptions", "-fno-rtti", "-Wno-psabi"]
+    sources = [RACES, SOURCES / "isa_scalar.cpp", SOURCES / "threads.cpp"]
+    try:
+        subprocess.run([compiler, *flags, f"-I{SOURCES}", *sources, "-o", program], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        if b"error:" in (getattr(error, "stderr", b"") or b""):
+            raise  # of our own sources
+        pytest.skip(f"{compiler} has no ThreadSanitizer: {error}")
+    return program
+
+
+def test_no_race_between_threads(races):
+    """By what orders memory accesses, not by chance: a sum without atomics is found though it comes out right."""
+    done = subprocess.run([races], capture_output=True, text=True, timeout=100, check=False)
+    if "FATAL: ThreadSanitizer: unexpected memory mapping" in done.stderr:
+        pytest.skip("ThreadSanitizer does not run on this kernel")
+    assert done.returncode == 0, done.stdout + done.stderr[:3000]
 
 
 def test_calls_from_several_threads_at_once():

@@ -22,8 +22,9 @@ def check(comm, n, dtype, abstain, transport, edges=True):
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("abstain", [True, False])
 @pytest.mark.parametrize("dtype", oracle.DTYPES, ids=str)
-def test_every_short_length(comm, dtype, abstain, transport):
-    for n in range(258):
+def test_short_lengths(comm, dtype, abstain, transport):
+    """Ranks that own nothing, a word or several. Every length, on simulated ranks: tests/core/test_protocols.py."""
+    for n in (0, 1, 7, 64, 65, 129, 257):
         check(comm, n, dtype, abstain, transport)
 
 
@@ -54,6 +55,17 @@ def test_pieces(comm, transport, monkeypatch):
     monkeypatch.setattr(mpi, "PIECE", 1000)
     for n in (999, 1000, 1001, 12_345):
         check(comm, n, np.float32, True, transport)
+
+
+@pytest.mark.parametrize("transport", ["auto", *TRANSPORTS])
+def test_auto_is_the_exchange(comm, transport, monkeypatch):
+    """What each transport sends, told by the requests that are carried out."""
+    asked = []
+    start = mpi.MpiCollectives.start
+    monkeypatch.setattr(mpi.MpiCollectives, "start", lambda s, r, n: asked.append(type(r).__name__) or start(s, r, n))
+    check(comm, 1000, np.float32, True, transport)
+    expected = ["Allreduce"] if transport == "counts" else ["Alltoall", "Allgather"]
+    assert asked == (expected if comm.size > 1 else [])
 
 
 def test_shapes_and_strides(comm):
