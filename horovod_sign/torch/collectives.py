@@ -13,7 +13,7 @@ from horovod_sign.voting.collectives import Allgather, Alltoall, Request
 class HorovodCollectives:
     """`voting.collectives.Collectives` by Horovod for PyTorch, within a process set. Every op is named."""
 
-    blocking = False
+    ordered = False
 
     def __init__(self, process_set=hvd.global_process_set):
         self._process_set = process_set

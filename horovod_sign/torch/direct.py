@@ -1,26 +1,38 @@
 """Votes by MPI itself (mpi4py), past Horovod's engine: for small models, where its milliseconds are most of a step.
 
 The engine takes a millisecond or more for an op, however little it carries, since a thread of its own first agrees with
-all ranks on what is ready. MPI takes microseconds, but its collectives must come in the same order on all ranks: in
-`step`, never in the hooks of backward.
+all ranks on what is ready. MPI takes microseconds, but its collectives must come in the same order on all ranks: those
+of one optimizer have a communicator of their own, and start in `step`, never in the hooks of backward.
+
+Nothing here blocks inside MPI: other optimizers' votes go on meanwhile, an interrupt gets through, and when Horovod
+ends MPI in a thread of its own, which it does as soon as one rank ends, that thread waits until no call is under way.
 """
 
 import os
+import threading
 import time
+import weakref
+from collections.abc import Generator
+from typing import Any
 
 import horovod.torch as hvd
 import numpy as np
 import torch
+from horovod.common.exceptions import HorovodInternalError
 
+from horovod_sign.voting.collectives import Allgather, Alltoall, Request
 from horovod_sign.voting.library import usable_mpi
-from horovod_sign.voting.mpi import MpiCollectives
 
 # Seconds to wait for other ranks before asking Horovod whether they have joined. It costs nothing until then.
-PATIENCE = 10.0
+PATIENCE = 2.0
 _ASKING = 1 << 62  # in a length: its sender has asked
 _JOINED = (
     "a rank has called hvd.join(), and the other ranks wait for its vote: with uneven data, give "
     'hvs.DistributedOptimizer transport="counts", in which joined ranks abstain'
+)
+_ENDED = (
+    "Horovod has been shut down. A rank has ended, or has called hvd.shutdown(), while this one still votes: its data "
+    "may be shorter, or see the exception in its log"
 )
 
 
@@ -29,64 +41,199 @@ def available(process_set) -> bool:
     if not hvd.mpi_enabled() or process_set.size() != hvd.size():
         return False
     MPI = usable_mpi()
-    if MPI is None or not MPI.Is_initialized() or MPI.Query_thread() != MPI.THREAD_MULTIPLE:
+    if MPI is None or not MPI.Is_initialized() or _lifetime.ended or MPI.Query_thread() != MPI.THREAD_MULTIPLE:
         return False
     return (MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size) == (hvd.rank(), hvd.size())
 
 
-class DirectCollectives(MpiCollectives):
+class _Lifetime:
+    """Of MPI: who calls it holds `lock`, and it is not finalized meanwhile.
+
+    MPI_Finalize first calls what is attached to MPI_COMM_SELF, whichever thread calls it.
+    """
+
+    def __init__(self):
+        self.lock, self.ended = threading.Lock(), False
+        self.unfinished = []  # nobody waits for these, but MPI may still write to their buffers
+        self._key = None
+
+    def watch(self):
+        """Has MPI tell when it is about to end."""
+        if self._key is None:
+            MPI = usable_mpi()
+            self._key = MPI.Comm.Create_keyval(delete_fn=self._end)
+            MPI.COMM_SELF.Set_attr(self._key, self)
+
+    def _end(self, *_):
+        self.ended = True
+        with self.lock:
+            pass
+
+    def call(self, function, *arguments) -> Any:
+        """Calls a function of MPI's that does not block."""
+        with self.lock:
+            if self.ended:
+                raise HorovodInternalError(_ENDED)
+            return function(*arguments)
+
+
+_lifetime = _Lifetime()
+
+
+class _Communicators:
+    """Duplicates of the communicator of all ranks. Those of optimizers that are no more are used again.
+
+    All ranks make all of them together, so that they have the same number on all.
+    """
+
+    def __init__(self):
+        self._made, self._free = [], []
+
+    def free(self) -> list[int]:
+        """For each, whether it is free here."""
+        return self._free
+
+    def take(self, free_everywhere: list[int]) -> tuple[Any, int]:
+        """One, and its number. A collective.
+
+        Args:
+            free_everywhere: for each, whether it is free on all ranks.
+        """
+        _lifetime.watch()
+        if 1 not in free_everywhere:
+            self._made.append(usable_mpi().COMM_WORLD.Dup())
+            self._free.append(0)
+        number = free_everywhere.index(1) if 1 in free_everywhere else len(self._made) - 1
+        self._free[number] = 0
+        return self._made[number], number
+
+    def give_back(self, number: int, unfinished: list):
+        """Its optimizer is no more."""
+        if unfinished:  # other ranks' requests may still wait for ours
+            _lifetime.unfinished += unfinished
+        else:
+            self._free[number] = 1
+
+
+communicators = _Communicators()
+
+
+class _UnderWay:
+    """A request that is being carried out."""
+
+    def __init__(self, steps: Generator):
+        self.steps, self.result = steps, None
+        self.mpi_request = next(steps)
+
+
+class DirectCollectives:
     """`voting.collectives.Collectives` on a communicator of its own. A collective: all ranks make it.
 
     A rank in `hvd.join()` never comes to a collective of MPI's. So a rank that has waited for long asks by an allreduce
     of Horovod's, to which joined ranks contribute nothing; and if the others were only late, it tells them that it has
-    asked, with the next lengths, so that they answer.
+    asked, with the next lengths, so that they answer. A question has the number of the lengths told last, which all
+    ranks count alike: two may be open, when ranks that were held up go on one after the other.
 
     Args:
         name: of the Horovod op that asks: unique among optimizers, the same on all ranks.
+        free_everywhere: of `communicators`.
     """
 
-    def __init__(self, name: str):
-        super().__init__(usable_mpi().COMM_WORLD.Dup())
-        self._name, self._question = f"{name}.present", None
+    ordered = True
 
-    def _tell_each(self, lengths):
+    def __init__(self, name: str, free_everywhere: list[int]):
+        self._comm, number = communicators.take(free_everywhere)
+        self.rank, self.size = self._comm.rank, self._comm.size
+        self._name = f"{name}.present"
+        self._lengths_told, self._questions = 0, {}
+        self._since = time.monotonic()
+        self._unfinished: list[_UnderWay] = []
+        weakref.finalize(self, communicators.give_back, number, self._unfinished).atexit = False
+
+    def start(self, request: Request, name: str) -> _UnderWay:
+        if isinstance(request, Alltoall):
+            steps = self._alltoall(request.buffer, np.array(request.lengths, np.int64))
+        elif isinstance(request, Allgather):
+            steps = self._allgather(request.buffer)
+        else:
+            raise NotImplementedError("votes by MPI itself are exchanges")
+        handle = _UnderWay(steps)
+        self._unfinished.append(handle)
+        self._since = time.monotonic()
+        return handle
+
+    def done(self, handle: _UnderWay) -> bool:
+        while handle.mpi_request is not None:
+            if not _lifetime.call(handle.mpi_request.Test):
+                return False
+            try:
+                handle.mpi_request = next(handle.steps)
+            except StopIteration as stop:
+                handle.mpi_request, handle.result = None, stop.value
+                self._unfinished.remove(handle)
+            self._since = time.monotonic()
+        return True
+
+    def finish(self, handle: _UnderWay) -> np.ndarray:
+        while not self.done(handle):
+            self.idle()
+        return handle.result
+
+    def idle(self):
+        waited = time.monotonic() - self._since
+        if waited > PATIENCE:
+            self._ask(self._lengths_told)
+            if self._may_conclude(self._lengths_told):
+                self._conclude(self._lengths_told)
+                self._since = time.monotonic()
+        if waited > 0.1:
+            time.sleep(1e-3)
+        else:
+            os.sched_yield()  # other ranks may wait for this processor; to sleep takes 60 microseconds at least
+
+    def _alltoall(self, buffer, lengths):
         incoming = np.empty_like(lengths)
-        self._wait(self._comm.Ialltoall(self._marked(lengths), incoming))
-        return self._answer(incoming)
+        told = self._marked(lengths)
+        yield _lifetime.call(self._comm.Ialltoall, told, incoming)
+        incoming = self._told(incoming)
+        received = np.empty(incoming.sum(), np.uint8)
+        yield _lifetime.call(self._comm.Ialltoallv, [buffer, lengths], [received, incoming])
+        return received
 
-    def _tell_all(self, length):
+    def _allgather(self, buffer):
         incoming = np.empty(self.size, np.int64)
-        self._wait(self._comm.Iallgather(self._marked(np.array([length], np.int64)), incoming))
-        return self._answer(incoming)
+        told = self._marked(np.array([len(buffer)], np.int64))
+        yield _lifetime.call(self._comm.Iallgather, told, incoming)
+        incoming = self._told(incoming)
+        received = np.empty(incoming.sum(), np.uint8)
+        yield _lifetime.call(self._comm.Iallgatherv, buffer, [received, incoming])
+        return received
 
     def _marked(self, lengths):
-        return lengths if self._question is None else lengths | _ASKING
+        """Lengths that also tell whether this rank has asked since it told the last ones."""
+        asked = self._lengths_told in self._questions
+        self._lengths_told += 1
+        return lengths | _ASKING if asked else lengths
 
-    def _wait(self, request):
-        start = time.monotonic()
-        while not request.Test():
-            waited = time.monotonic() - start
-            if waited > PATIENCE:
-                self._ask()
-                if hvd.poll(self._question):
-                    self._conclude()
-                    start = time.monotonic()
-            if waited > 0.1:
-                time.sleep(1e-3)
-            else:
-                os.sched_yield()  # other ranks may wait for this processor; to sleep takes 60 microseconds at least
-
-    def _ask(self):
-        if self._question is None:
-            self._question = hvd.allreduce_async(torch.ones(1), name=self._name, op=hvd.Sum)
-
-    def _answer(self, incoming):
+    def _told(self, incoming):
+        """The lengths of all. If a rank has asked before it told its own, all answer, since all are here."""
+        before = self._lengths_told - 1
         if (incoming & _ASKING).any():  # all ranks see the same
-            self._ask()
-            self._conclude()
+            self._ask(before)
+            self._conclude(before)
+        self._questions.pop(before, None)
         return incoming & ~_ASKING
 
-    def _conclude(self):
-        present, self._question = int(hvd.synchronize(self._question)), None
-        if present < self.size:
+    def _ask(self, number: int):
+        if number not in self._questions:
+            name = f"{self._name}.{number}"
+            self._questions[number] = hvd.allreduce_async(torch.ones(1), name=name, op=hvd.Sum)
+
+    def _may_conclude(self, number: int) -> bool:
+        handle = self._questions[number]
+        return handle is not None and hvd.poll(handle)
+
+    def _conclude(self, number: int):
+        handle, self._questions[number] = self._questions[number], None
+        if handle is not None and int(hvd.synchronize(handle)) < self.size:
             raise RuntimeError(_JOINED)

@@ -32,7 +32,7 @@ class NodeCollectives:
     Every handle is (the collectives that it is of, their handle).
     """
 
-    blocking = False
+    ordered = False
 
     def __init__(self, nodes: Nodes):
         self.rank, self.size = nodes.number, nodes.count

@@ -5,12 +5,14 @@ start them in different orders.
 """
 
 import functools
+import time
 import weakref
 from collections.abc import Iterator
 
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
+from horovod_sign.torch import progress
 from horovod_sign.torch.buckets import Bucket, Slot
 from horovod_sign.torch.edits import Watch
 from horovod_sign.torch.hierarchy import Attendance, averaged_in_place, vote_of_nodes
@@ -25,6 +27,8 @@ OTHER_LOSS = (
     "loss.backward(inputs=list(generator.parameters()))), or give their optimizer overlap=False"
 )
 _SENT = 1 << 62  # backward passes that are left for a gradient whose vote of this step is already given
+
+_HELD_UP = 0.1  # seconds for which something else waits before it starts votes that `step` would have started
 
 # The hook of each parameter: of the optimizer that was made last.
 _hooks = WeakIdKeyDictionary()
@@ -63,17 +67,21 @@ class Pipeline:
         self._slots: list[Slot] = []
         self._awaited: dict[Bucket, int] = {}
         self._votes: dict[Bucket, Vote] = {}
+        self._unstarted: list[Bucket] = []
+        self._held_up_since: float | None = None
         self._arrivals = 0
         self._edits = Watch()
         # Whether a backward pass has begun and not ended; and the pass itself, which dies with an exception, too.
         self._unfinished, self._pass = False, _no_pass
         self._kept = 0
         self.add(buckets)
+        progress.add(self)
 
     def add(self, buckets: list[Bucket]):
         """Takes in buckets of further parameters, which have votes from now on. Their names must be new."""
         for bucket in buckets:
             self._buckets.append(bucket)
+            self._unstarted.append(bucket)
             self._slots += bucket.slots
             self._awaited[bucket] = len(bucket.slots)
             for slot in bucket.slots:
@@ -110,6 +118,7 @@ class Pipeline:
         for slot in self._slots:
             slot.passes_left, slot.seen = self.passes, None
         self._awaited = {bucket: len(bucket.slots) for bucket in self._buckets}
+        self._unstarted, self._held_up_since = list(self._buckets), None
 
     def check_parameters(self):
         """Raises an error if a step cannot be written to some parameter."""
@@ -138,27 +147,50 @@ class Pipeline:
         """
         self.bytes_sent = 0
         attendance = None if self._nodes is None else Attendance(self.name)
-        for bucket in self._buckets:
-            if bucket not in self._votes:
-                self._start(bucket)
-        pending = list(self._buckets)
-        while pending:
+        while self._unstarted or self._votes:
             # Every vote goes on before the next decision is worked on, so that none waits for that work.
-            for bucket in pending:
-                self._votes[bucket].poll()
-            decided = next((bucket for bucket in pending if self._votes[bucket].decided), None)
+            self._go_on()
+            decided = next((bucket for bucket in self._buckets if self._is_decided(bucket)), None)
             if decided is None:
+                progress.go_on()
                 self._collectives.idle()
                 if attendance is not None:
                     attendance.check()
                 continue
-            pending.remove(decided)
             vote = self._votes.pop(decided)
             self.bytes_sent += vote.bytes_sent
             yield decided, vote.wait()
         if attendance is not None:
             attendance.check(wait=True)
         self.reset()
+
+    def poll(self):
+        """Goes on as far as possible without waiting, while this process waits for something else.
+
+        That may be another optimizer, where other ranks step this one first. So votes that need not wait for `step`,
+        since all gradients were there in backward, then start; not at once, since in this order changes still count.
+        """
+        due = list(self._unstarted) if self._arrivals and not any(self._awaited.values()) else []
+        if due and self._held_up_since is None:
+            self._held_up_since = time.monotonic()
+        if due or self._votes:
+            self._go_on(start=bool(due) and time.monotonic() - self._held_up_since > _HELD_UP)
+        for bucket in due:
+            if bucket in self._votes:
+                self._note(bucket.slots)
+
+    def _go_on(self, start: bool = True):
+        """Polls votes and, if asked to, starts those that have not been: all, or if they are ordered the next one."""
+        for vote in list(self._votes.values()):
+            vote.poll()
+        while start and self._unstarted and (not self._collectives.ordered or self._all_decided()):
+            self._start(self._unstarted[0])
+
+    def _all_decided(self) -> bool:
+        return all(vote.decided for vote in self._votes.values())
+
+    def _is_decided(self, bucket: Bucket) -> bool:
+        return bucket in self._votes and self._votes[bucket].decided
 
     def _gradient_ready(self, slot: Slot, p: torch.Tensor):
         slot.passes_left -= 1
@@ -179,7 +211,7 @@ class Pipeline:
         self._arrivals += 1
         self._awaited[bucket] -= 1
         full = self._awaited[bucket] == 0
-        if full and not self._collectives.blocking:
+        if full and not self._collectives.ordered:
             self._start(bucket)
             packed = bucket.slots
         if packed:
@@ -219,6 +251,7 @@ class Pipeline:
             self._awaited[bucket] = sum(slot.passes_left != _SENT for slot in bucket.slots)
 
     def _start(self, bucket: Bucket):
+        self._unstarted.remove(bucket)
         if self._nodes is None:
             ballot = bucket.pack(self._abstain)
             protocol = self._protocol(ballot, self._collectives.rank, self._collectives.size, not self._abstain)

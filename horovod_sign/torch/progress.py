@@ -12,7 +12,13 @@ from horovod_sign.voting.collectives import Vote
 
 
 class UnderWay(Protocol):
-    """Something that goes on when it is asked to."""
+    """Something that goes on when it is asked to.
+
+    Attributes:
+        name: of the optimizer that it is of.
+    """
+
+    name: str
 
     def poll(self):
         """Goes on as far as possible without waiting."""
@@ -30,6 +36,11 @@ def go_on():
     """Everything that is under way goes on."""
     for each in list(_under_way):
         each.poll()
+
+
+def is_one_optimizer() -> bool:
+    """Whether all that is under way is of one optimizer, which no rank can step before another."""
+    return len({each.name for each in list(_under_way)}) <= 1
 
 
 def wait(vote: Vote):

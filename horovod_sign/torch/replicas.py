@@ -45,7 +45,7 @@ class ReplicaCheck:
 
     def __init__(self, optimizer, labels: dict[torch.Tensor, str], every: int, process_set, name: str):
         self._optimizer, self._labels, self._every = optimizer, labels, every
-        self._collectives, self._name = HorovodCollectives(process_set), f"{name}.replicas"
+        self._collectives, self.name = HorovodCollectives(process_set), name
         self._steps, self._checks = 0, 0
         self._vote: Vote | None = None
         self._told: set[str] = set()
@@ -56,15 +56,19 @@ class ReplicaCheck:
         self.conclude()
         if self._every and self._collectives.size > 1 and self._steps % self._every == 0:
             items = [*self._numbers(), *self._checksums(self._checks)]
-            self._vote = Vote(
-                replicas.compare(items, self._collectives.rank, self._collectives.size), self._collectives, self._name
-            )
+            comparison = replicas.compare(items, self._collectives.rank, self._collectives.size)
+            self._vote = Vote(comparison, self._collectives, f"{self.name}.replicas")
             self._checks += 1
         self._steps += 1
 
     def poll(self):
         if self._vote is not None:
             self._vote.poll()
+
+    def end(self):
+        """The step is over. Other ranks may be about to step another optimizer, if there are several."""
+        if progress.is_one_optimizer():
+            self.conclude()
 
     def conclude(self):
         """Waits for what has begun, which takes as long as a vote does, and says what it found."""

@@ -127,7 +127,7 @@ class Votes:
             self.monitor.count(bucket.ballot, decided, bucket.coordinates, abstained, bucket.nans)
             yield bucket, decided
         self.monitor.end(self.pipeline.bytes_sent)
-        self.replicas.conclude()
+        self.replicas.end()
         self.has_history = True
 
     def new_gradients(self) -> bool:

@@ -42,12 +42,12 @@ class Collectives(Protocol):
     """A library that carries out requests among `size` ranks, of which this is `rank`.
 
     Attributes:
-        blocking: `start` returns when the request is carried out, so all ranks must start theirs in the same order.
+        ordered: all ranks must start their requests in the same order, each when the one before is done.
     """
 
     rank: int
     size: int
-    blocking: bool
+    ordered: bool
 
     def start(self, request: Request, name: str) -> Any:
         """Begins a request and returns a handle. `name` is the same on all ranks and differs between open requests."""

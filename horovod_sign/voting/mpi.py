@@ -69,7 +69,7 @@ def majority_vote(x, comm=None, *, abstain: bool = True, transport: str = "auto"
 class MpiCollectives:
     """`collectives.Collectives` by mpi4py, each carried out at once; the handle is the result."""
 
-    blocking = True
+    ordered = True
 
     def __init__(self, comm):
         self._comm, self.rank, self.size = comm, comm.rank, comm.size

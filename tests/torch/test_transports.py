@@ -109,3 +109,21 @@ def test_nodes_need_process_sets(monkeypatch):
     monkeypatch.setattr(nodes, "host_name", lambda: f"host{hvd.rank()}")
     with pytest.raises(ValueError, match=r"call hvd.init\(process_sets=hvs.node_process_sets\(\)\)"):
         wrap(tasks.model(), hierarchical=True)
+
+
+@needs_two
+@pytest.mark.parametrize("transport", ["auto", "exchange", "counts"])
+def test_two_optimizers_stepped_in_an_order_that_differs_between_ranks(transport):
+    """Both backward passes are done: whoever waits for one lets the votes of the other go on."""
+    nets = [tasks.model(seed) for seed in (1, 2)]
+    optimizers = [wrap(net, transport=transport, check_replicas=2) for net in nets]
+    starts = [tasks.values(net) for net in nets]
+    for step in range(4):
+        for optimizer, net in zip(optimizers, nets, strict=True):
+            optimizer.zero_grad()
+            tasks.backward(net, step)
+        for optimizer in optimizers if hvd.rank() % 2 else reversed(optimizers):
+            optimizer.step()
+    for net, start in zip(nets, starts, strict=True):
+        tasks.assert_replicas_identical(net)
+        assert any((left != right).any() for left, right in zip(tasks.values(net), start, strict=True))
