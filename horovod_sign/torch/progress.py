@@ -4,6 +4,7 @@ Two optimizers may be stepped in different orders on different ranks: rank 0 the
 rank 1 waits for one of the second, and each has part of what the other needs. So whoever waits lets all others go on.
 """
 
+import math
 import time
 import weakref
 from typing import Protocol
@@ -12,13 +13,7 @@ from horovod_sign.voting.collectives import Vote
 
 
 class UnderWay(Protocol):
-    """Something that goes on when it is asked to.
-
-    Attributes:
-        name: of the optimizer that it is of.
-    """
-
-    name: str
+    """Something that goes on when it is asked to."""
 
     def poll(self):
         """Goes on as far as possible without waiting."""
@@ -38,16 +33,12 @@ def go_on():
         each.poll()
 
 
-def is_one_optimizer() -> bool:
-    """Whether all that is under way is of one optimizer, which no rank can step before another."""
-    return len({each.name for each in list(_under_way)}) <= 1
-
-
-def wait(vote: Vote):
-    """Waits for a decision of Horovod's engine, and returns it."""
+def wait(vote: Vote, seconds: float = math.inf) -> bool:
+    """Waits for a decision of Horovod's engine, for so long; returns whether it is there."""
+    start = time.monotonic()
     vote.poll()
-    while not vote.decided:
+    while not vote.decided and time.monotonic() - start < seconds:
         go_on()
         time.sleep(50e-6)
         vote.poll()
-    return vote.wait()
+    return vote.decided

@@ -4,6 +4,7 @@ The options of all groups are compared, and checksums of parameters: all of a sm
 moves on from time to time, since replicas that have parted differ nearly everywhere.
 """
 
+import math
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from horovod_sign.voting.collectives import Vote
 
 # Bytes of parameters that are read for a comparison: a millisecond or two.
 CHECKED_BYTES = 2**22
+# Seconds for which the end of a step waits for what began with it: other ranks may be about to step another optimizer.
+PATIENCE = 0.5
 # How an optimizer computes, not what: these may differ.
 _NO_NUMBERS = ("foreach", "fused", "capturable", "differentiable")
 _REMEDIES = {
@@ -45,7 +48,7 @@ class ReplicaCheck:
 
     def __init__(self, optimizer, labels: dict[torch.Tensor, str], every: int, process_set, name: str):
         self._optimizer, self._labels, self._every = optimizer, labels, every
-        self._collectives, self.name = HorovodCollectives(process_set), name
+        self._collectives, self._name = HorovodCollectives(process_set), name
         self._steps, self._checks = 0, 0
         self._vote: Vote | None = None
         self._told: set[str] = set()
@@ -57,7 +60,7 @@ class ReplicaCheck:
         if self._every and self._collectives.size > 1 and self._steps % self._every == 0:
             items = [*self._numbers(), *self._checksums(self._checks)]
             comparison = replicas.compare(items, self._collectives.rank, self._collectives.size)
-            self._vote = Vote(comparison, self._collectives, f"{self.name}.replicas")
+            self._vote = Vote(comparison, self._collectives, f"{self._name}.replicas")
             self._checks += 1
         self._steps += 1
 
@@ -65,16 +68,11 @@ class ReplicaCheck:
         if self._vote is not None:
             self._vote.poll()
 
-    def end(self):
-        """The step is over. Other ranks may be about to step another optimizer, if there are several."""
-        if progress.is_one_optimizer():
-            self.conclude()
-
-    def conclude(self):
+    def conclude(self, seconds: float = math.inf):
         """Waits for what has begun, which takes as long as a vote does, and says what it found."""
-        if self._vote is None:
+        if self._vote is None or not progress.wait(self._vote, seconds):
             return
-        different, self._vote = progress.wait(self._vote), None
+        different, self._vote = self._vote.wait(), None
         for kind, text in different:
             if kind not in self._told:
                 self._told.add(kind)

@@ -15,7 +15,7 @@ from horovod_sign.torch.buckets import Bucket, make_buckets
 from horovod_sign.torch.collectives import HorovodCollectives
 from horovod_sign.torch.nodes import find_nodes
 from horovod_sign.torch.pipeline import Pipeline
-from horovod_sign.torch.replicas import ReplicaCheck
+from horovod_sign.torch.replicas import PATIENCE, ReplicaCheck
 from horovod_sign.torch.scaling import Overflow, Scaling
 from horovod_sign.torch.transports import carriers
 from horovod_sign.voting.messages import Planes
@@ -127,7 +127,7 @@ class Votes:
             self.monitor.count(bucket.ballot, decided, bucket.coordinates, abstained, bucket.nans)
             yield bucket, decided
         self.monitor.end(self.pipeline.bytes_sent)
-        self.replicas.end()
+        self.replicas.conclude(PATIENCE)
         self.has_history = True
 
     def new_gradients(self) -> bool:

@@ -63,7 +63,7 @@ def test_a_scheduler_that_goes_by_each_ranks_own_loss_is_told():
         scheduler.step(1.0 if RANK == 1 else 1.0 / (1 + step))
         seen.append(optimizer.param_groups[0]["lr"])
 
-    messages = told(optimizer, net, 4, plateau)
+    messages = told(optimizer, net, 5, plateau)
     assert len(messages) == 2
     assert f"lr of group 0 is 0.01 on ranks 0, 2 and {0.01 * 0.5**3} on rank 1" in messages[0]
     assert "at step 4" in messages[0] and "ReduceLROnPlateau" in messages[0]
