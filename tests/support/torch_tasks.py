@@ -50,6 +50,13 @@ def assert_replicas_identical(net: torch.nn.Module):
     assert all(other == mine for other in MPI.COMM_WORLD.allgather(mine)), "the replicas differ"
 
 
+def assert_equal_on_all_ranks(left, right):
+    """These arrays are the same, bit for bit, on each rank; all ranks hear of it if they are not on one."""
+    same = all(np.array_equal(a, b, equal_nan=True) for a, b in zip(left, right, strict=True))
+    unlike = [rank for rank, each in enumerate(MPI.COMM_WORLD.allgather(same)) if not each]
+    assert not unlike, f"the arrays differ on ranks {unlike}"
+
+
 def simulate(start: list[np.ndarray], ranks: int, lr: float, momentum=None, weight_decay=0.0, abstain=True, warmup=0):
     """A `Simulation` of signSGD (momentum None) or Signum."""
     rule = simulation.SIGNSGD if momentum is None else simulation.signum(momentum, warmup)
