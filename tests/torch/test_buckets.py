@@ -31,30 +31,31 @@ def parameters_of(*sizes, dtype=torch.float32):
 def test_parameters_are_cut_into_buckets_last_first():
     p = parameters_of(10, 20, 30, 40, 50)
     voter = OneRank([{"params": p[:2]}, {"params": p[2:]}])
-    everything = make_buckets(voter, set(p), 10**6)
+    everything = make_buckets(voter, dict.fromkeys(p, "p"), 10**6)
     assert [bucket.name for bucket in everything] == ["bucket0"]
     assert [slot.group for slot in everything[0].slots] == [1, 1, 1, 0, 0]
-    buckets = make_buckets(voter, set(p), 280, first=4)  # 280 bytes: 70 coordinates
+    buckets = make_buckets(voter, dict.fromkeys(p, "p"), 280, first=4)  # 280 bytes: 70 coordinates
     assert [[len(each) for each in bucket.parameters] for bucket in buckets] == [[50], [40, 30], [20, 10]]
     assert [bucket.name for bucket in buckets] == ["bucket4", "bucket5", "bucket6"]
     assert [bucket.coordinates for bucket in buckets] == [50, 70, 30]
-    some = make_buckets(voter, {p[0], p[3]}, 1)
+    some = make_buckets(voter, {p[0]: "first", p[3]: "fourth"}, 1)
     assert [[len(each) for each in bucket.parameters] for bucket in some] == [[40], [10]]
-    assert make_buckets(voter, set(), 1) == []
+    assert [bucket.slots[0].label for bucket in some] == ["fourth", "first"]
+    assert make_buckets(voter, {}, 1) == []
 
 
 @pytest.mark.parametrize("abstain", [True, False])
 def test_a_bucket_packs_what_is_there_and_abstains_for_the_rest(abstain):
     sizes = (3, 64, 65, 7, 0)
     parameters = parameters_of(*sizes)
-    bucket = Bucket("bucket", [(p, 0) for p in parameters], OneRank([{"params": parameters}]))
+    bucket = Bucket("bucket", [(p, "p", 0) for p in parameters], OneRank([{"params": parameters}]))
     for step in range(2):  # planes are used again
         values = [oracle.gradients(step, n, np.float32) for n in sizes]
         for i, (p, x) in enumerate(zip(parameters, values, strict=True)):
             p.grad = None if i == step + 1 else torch.tensor(x)
             values[i] = np.zeros(sizes[i]) if i == step + 1 else x
         for slot in bucket.slots[:2]:
-            assert not bucket.arrived(slot, abstain)
+            assert bucket.arrived(slot, abstain) == []
         bucket.pack(abstain)
         ballot = bucket.ballot
         assert (ballot.nonzero is None) == (not abstain)
@@ -65,7 +66,7 @@ def test_a_bucket_packs_what_is_there_and_abstains_for_the_rest(abstain):
             assert bucket.zeros >= missing
         for p, slot, x in zip(parameters, bucket.slots, values, strict=True):
             piece = messages.Planes(*(None if each is None else each[slot.words] for each in ballot))
-            vote = eager.votes(*piece, p)
+            vote = eager.votes(*piece, torch.empty(p.shape))
             np.testing.assert_array_equal(vote.numpy(), oracle.vote([x], abstain))
             if abstain:  # what fills the last word never abstains
                 bits = np.unpackbits(piece.nonzero, bitorder="little")[len(x) :]
@@ -77,8 +78,12 @@ def test_gradients_are_packed_as_soon_as_there_are_enough(monkeypatch):
     parameters = parameters_of(60, 40, 60)
     for p in parameters:
         p.grad = torch.ones(p.shape)
-    bucket = Bucket("bucket", [(p, 0) for p in parameters], OneRank([{"params": parameters}]))
-    assert [bucket.arrived(slot, True) for slot in bucket.slots] == [False, True, False]
+    bucket = Bucket("bucket", [(p, "p", 0) for p in parameters], OneRank([{"params": parameters}]))
+    first, second, third = bucket.slots
+    assert [bucket.arrived(slot, True) for slot in bucket.slots] == [[], [first, second], []]
+    bucket.retract()  # what has come and is not packed is to come again
+    assert (first.taken, second.taken, third.taken) == (True, True, False)
+    assert bucket.arrived(third, True) == []
     parameters[0].grad.neg_()  # has been packed
     parameters[2].grad.neg_()  # has not
     ballot = bucket.pack(True)
@@ -92,7 +97,7 @@ def test_a_bucket_of_unlike_parameters_steps_by_group():
         {"params": parameters[2:], "lr": 0.25, "weight_decay": 2.0, "rule": rules.signum(0.5)},
     ]
     voter = OneRank(groups)
-    (bucket,) = make_buckets(voter, set(parameters), 10**6)
+    (bucket,) = make_buckets(voter, dict.fromkeys(parameters, "p"), 10**6)
     with torch.no_grad():
         for p in parameters:
             p.fill_(1.0)

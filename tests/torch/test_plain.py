@@ -183,18 +183,37 @@ def test_which_tensors_have_holes():
         assert not layout.is_dense(other)
 
 
-def test_gradients_are_brought_into_the_layout_of_their_parameter():
+def test_which_elements_may_share_memory():
+    base = torch.zeros(4, 6, 2)
+    for apart in (base, base[:, ::2], base.permute(2, 0, 1), base[:, :, :0], torch.zeros(1).expand(1, 1), base[..., 0]):
+        assert not layout.overlaps(apart)
+    for other in (torch.zeros(3, 1).expand(3, 2), torch.zeros(1).expand(5), torch.zeros(9).as_strided((3, 3), (2, 1))):
+        assert layout.overlaps(other)
+
+
+def test_what_lies_otherwise_is_brought_into_the_layout_of_the_vote():
     p = torch.arange(24.0).view(2, 3, 2, 2).to(memory_format=torch.channels_last)
-    g = p.contiguous()
-    assert not layout.same_layout(p, g)
-    assert layout.same_layout(p, p.clone())
-    assert layout.same_layout(torch.zeros(1, 5), torch.zeros(5, 1).t())  # a stride of one element does not count
-    assert layout.like(p, p) is p
-    for other in (g, g.double()):
-        moved = layout.like(p, other)
+    known = layout.Layout(p)
+    negated = torch._neg_view(-p)
+    for other in (p.contiguous(), p.double(), negated, p.to_sparse(), torch.zeros(2, 3, 2, 4)[..., ::2].copy_(p)):
+        assert other.dtype != p.dtype or not known.holds(other)
+        moved = known.copy("x", other, p.dtype, p.device)
+        assert known.holds(moved)
         assert moved.stride() == p.stride()
-        assert moved.dtype == p.dtype
         assert torch.equal(moved, p)
+    assert known.holds(p.clone())
+    assert not known.holds(p[:1])
+    assert layout.Layout(torch.zeros(1, 5)).holds(torch.zeros(5, 1).t())  # a stride of one element does not count
+    with pytest.raises(RuntimeError, match=r"x has shape \(24,\), but its parameter \(2, 3, 2, 2\)"):
+        known.copy("x", torch.zeros(24), p.dtype, p.device)
+    freed = torch.zeros(2, 3, 2, 2)
+    freed.untyped_storage().resize_(8)
+    assert not layout.has_memory(freed)
+    assert not layout.Layout(torch.zeros(2, 3, 2, 2)).holds(freed)
+    with pytest.raises(RuntimeError, match="x has no memory for its 24 coordinates"):
+        known.copy("x", freed, p.dtype, p.device)
+    assert layout.has_memory(torch.zeros(8)[4:])
+    assert layout.has_memory(torch.zeros(4, 2).t())
 
 
 @pytest.mark.parametrize("abstain", [True, False])
@@ -215,7 +234,7 @@ def test_torch_operations_pack_like_the_kernels(dtype, abstain):
         for decided in (kernels, messages.Planes(sign, nonzero)):
             by_kernels = planes.unpack(decided, x.shape, x.dtype, x.device)
             np.testing.assert_array_equal(by_kernels.double().numpy(), expected)
-            by_torch = eager.votes(decided.sign, decided.nonzero, x)
+            by_torch = eager.votes(decided.sign, decided.nonzero, torch.empty_like(x))
             np.testing.assert_array_equal(by_torch.double().numpy(), expected)
 
 
