@@ -47,6 +47,19 @@ def test_fit_finds_the_constants():
     assert abs(fitted.residuals).max() < 1e-6
 
 
+def test_the_model_is_its_formula():
+    """By hand, for 4 ranks on 2 cores: planes of 32,000 bytes in chunks of 8,000."""
+    n = 8 * 32_000
+    names = ("tau", "alpha TCP", "eta TCP", "alpha memory", "eta memory", "gamma pass", "gamma tally", "beta")
+    constants = dict(zip(names, (1e-3, 2e-5, 3e-10, 4e-6, 5e-10, 6e-10, 7e-10, 1.1), strict=True))
+    votes = model.Setting("vote", "exchange", n, 4, rate=125e6, crowd=2.0, burst=1000.0)
+    sent = 3 * (1 + 8000) + 3 * (1 + 8000)
+    shared = 2 * (2 * 1e-3 + 6 * 2e-5 + sent * 3e-10 + n * (6e-10 + 7e-10))
+    assert model.seconds(constants, votes) == pytest.approx(shared + (sent - 1000) * 1.1 / 125e6)
+    floats = model.Setting("vote", "float32", n, 4)
+    assert model.seconds(constants, floats) == pytest.approx(1e-3 + 6 * 4e-6 + 6 * n * 5e-10 + n * 6e-10)
+
+
 def test_fit_of_noisy_times_has_no_negative_constants():
     random = np.random.default_rng(0)
     times = [model.seconds(CONSTANTS, s) * random.uniform(0.7, 1.4) for s in settings()]

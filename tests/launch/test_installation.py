@@ -23,12 +23,18 @@ def run(command, folder, **variables):
 def test_setup_takes_the_python_that_it_was_told_to_or_none(tmp_path, there):
     shutil.copytree(ROOT / "ci", tmp_path / "ci")
     if there:
-        (tmp_path / ".venv").symlink_to(ROOT / ".venv")
+        for tool, status in (("python", 0), ("pip", 1)):
+            stand_in(tmp_path / ".venv" / "bin" / tool, f"exit {status}")
     python = tmp_path / "python3.10"
-    python.write_text('#!/bin/sh\n[ "$1" = --version ] && echo Python 3.10.13\nexit 1\n')
-    python.chmod(0o755)
+    stand_in(python, '[ "$1" = --version ] && echo Python 3.10.13; exit 1')
     status, output = run([tmp_path / "ci" / "setup.sh"], tmp_path, PYTHON=str(python))
     assert status != 0 and f"PYTHON={python} is not one (Python 3.10.13)" in output, output
+
+
+def stand_in(path, does: str):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{does}\n")
+    path.chmod(0o755)
 
 
 def copy_package(folder, kernels: bool):
