@@ -3,6 +3,7 @@
 import numpy as np
 import oracle
 import pytest
+import simulation
 import torch
 
 from horovod_sign import rules
@@ -119,3 +120,51 @@ def test_a_bucket_of_unlike_parameters_steps_by_group():
     assert (parameters[0].grad == 0).all()
     assert parameters[1].grad is None
     assert torch.equal(parameters[2].grad, signs[2])
+
+
+def test_nan_alone_abstain():
+    (p,) = parameters_of(70)
+    p.grad = torch.ones(70)
+    p.grad[3] = torch.nan
+    bucket = Bucket("bucket", [(p, "p", 0)], OneRank([{"params": [p]}]))
+    bits = np.unpackbits(bucket.pack(True).nonzero, bitorder="little")
+    assert np.flatnonzero(bits == 0).tolist() == [3]
+    p.grad = torch.ones(70)
+    assert bucket.pack(True).nonzero is None  # nobody abstains any more
+
+
+@pytest.mark.parametrize("kernels", [True, False], ids=["kernels", "torch operations"])
+def test_kernels_and_torch_pack_by_both_betas(kernels, monkeypatch):
+    """Votes by one, keeps by the other, as Lion does; what is not finite enters no momentum."""
+    monkeypatch.setattr("horovod_sign.torch.buckets.has_kernels", lambda tensor: kernels)
+    (p,) = parameters_of(200)
+    voter = OneRank([{"params": [p]}], rules.Rule(beta_vote=0.25, beta_state=0.75))
+    bucket = Bucket("bucket", [(p, "p", 0)], voter)
+    workers = simulation.Workers([np.zeros(200)], 1, simulation.Rule(0.25, 0.75))
+    for step in range(5):
+        g = oracle.gradients(step, 200, np.float32)
+        g[np.abs(g) > 1e6] = np.inf
+        p.grad = torch.tensor(g)
+        ballot = bucket.pack(True)
+        vote = eager.votes(*ballot, torch.empty(200))
+        np.testing.assert_array_equal(vote.numpy(), workers.votes([[g]])[0])
+    np.testing.assert_allclose(voter.states[p]["momentum_buffer"].numpy(), workers.m[0][0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("kernels", [True, False], ids=["kernels", "torch operations"])
+def test_all_parameters_of_a_group_warm_up_alike(kernels, monkeypatch):
+    """Also one that has no gradient in the first steps."""
+    monkeypatch.setattr("horovod_sign.torch.buckets.has_kernels", lambda tensor: kernels)
+    parameters = parameters_of(3, 3)
+    voter = OneRank([{"params": parameters}], rules.Rule(0.75, 0.75, warmup_steps=2))
+    bucket = Bucket("bucket", [(p, "p", 0) for p in parameters], voter)
+    workers = simulation.Workers([np.zeros(3)] * 2, 1, simulation.signum(0.75, warmup=2))
+    for step, g in enumerate(([-8.0, 8.0, 1.0], [1.0, -1.0, 1.0], [1.0, -1.0, -1.0], [1.0, -1.0, -1.0])):
+        gradients = [np.array(g, np.float32), np.array(g, np.float32) if step else None]
+        for p, each in zip(parameters, gradients, strict=True):
+            p.grad = None if each is None else torch.tensor(each)
+        ballot = bucket.pack(True)
+        for slot, vote in zip(bucket.slots, workers.votes([gradients]), strict=True):
+            piece = (None if each is None else each[slot.words] for each in ballot)
+            np.testing.assert_array_equal(eager.votes(*piece, torch.empty(3)).numpy(), vote)
+        assert [voter.states[p]["step"] for p in parameters] == [step + 1] * 2

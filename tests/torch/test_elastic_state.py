@@ -84,6 +84,19 @@ def test_momenta_stay_with_their_ranks_and_who_joins_gets_the_mean(kind):
     tasks.assert_equal_on_all_ranks(momenta(optimizer), kept)
 
 
+def test_who_has_joined_has_a_history():
+    """From then on its momentum is its own, and counts in the mean of those who join later."""
+    net, optimizer = build()
+    state = hvs.elastic.TorchState(model=net, optimizer=optimizer)
+    if RANK != LAST:
+        optimizer._votes.has_history = True
+    state.sync()
+    for m in (optimizer.vote_state(p)["momentum_buffer"] for p in net.parameters()):
+        m.fill_(float(RANK))
+    state.sync()
+    assert all((m == RANK).all() for m in momenta(optimizer))
+
+
 def test_before_anybody_has_voted_all_start_alike():
     """There is no momentum to share yet: as rank 0 has it."""
     net, optimizer = build()

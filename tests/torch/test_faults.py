@@ -236,8 +236,11 @@ def test_just_under_half_of_the_ranks_are_hostile(method, kind):
             optimizer.param_groups[0]["lr"] = 0.05 * (1 - step / 120)  # signs do not shrink near the optimum
             x = torch.randn(64, 20, generator=generator)
             optimizer.zero_grad()
+            honest = 2 / 64 * x.T @ (x @ net.weight[0].detach() - x @ truth)
             (net(x)[:, 0] - x @ truth).square().mean().backward()
+            mine = net.weight.grad[0].clone()
             optimizer.step()
+            assert torch.allclose(mine, honest, rtol=1e-3, atol=1e-4) == (hvd.rank() < hvd.size() - hostile)
     tasks.assert_replicas_identical(net)
     assert (net.weight[0] - truth).norm() < 0.1 * truth.norm()
 

@@ -69,6 +69,9 @@ def test_training_equals_the_simulation(node_of, transport, abstain):
         simulation.step(means_by_node(everyone, node_of))
         for p, expected in zip(parameters, simulation.x, strict=True):
             np.testing.assert_array_equal(p.detach().numpy(), expected)
+    for p, expected in zip(parameters, simulation.workers.m[node_of(hvd.rank())], strict=True):
+        # Of the mean and not of the sum, of which the signs are the same.
+        np.testing.assert_allclose(optimizer.vote_state(p)["momentum_buffer"].numpy(), expected, rtol=1e-6)
 
 
 def test_16_bit_and_strided_gradients_are_averaged_in_float32(node_of):

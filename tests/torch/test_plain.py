@@ -177,7 +177,14 @@ def test_rules_say_what_is_voted_on_by_two_betas():
 
 def test_which_tensors_have_holes():
     base = torch.zeros(4, 6, 2)
-    for dense in (base, base.permute(2, 0, 1), base[1:3], base[:, :, :0], torch.tensor(1.0), base[:1].expand(1, 6, 2)):
+    for dense in (
+        base,
+        base.permute(2, 0, 1),
+        base[1:3],
+        base[:, :, :0],
+        torch.tensor(1.0),
+        torch.empty_strided((1, 5), (9, 1)),
+    ):
         assert layout.is_dense(dense)
     for other in (base[:, ::2], base[..., 0], base[:, 0], torch.zeros(3, 1).expand(3, 2), torch.zeros(1).expand(5)):
         assert not layout.is_dense(other)
@@ -213,6 +220,9 @@ def test_what_lies_otherwise_is_brought_into_the_layout_of_the_vote():
     with pytest.raises(RuntimeError, match="x has no memory for its 24 coordinates"):
         known.copy("x", freed, p.dtype, p.device)
     assert layout.has_memory(torch.zeros(8)[4:])
+    second_half = torch.zeros(8)[4:]
+    second_half.untyped_storage().resize_(16)
+    assert not layout.has_memory(second_half)
     assert layout.has_memory(torch.zeros(4, 2).t())
 
 
@@ -254,3 +264,14 @@ def test_averages_are_told_from_sums():
     for averaged in ([5, 6, 0], [9, 9, 1]):
         with pytest.raises(ValueError, match=r"averaged.*use op=hvd\.Sum"):
             compression.check_summed(np.array(averaged), own)
+
+
+@pytest.mark.parametrize("kernels", [True, False], ids=["kernels", "torch operations"])
+def test_nan_alone_abstain_in_a_single_tensor(kernels, monkeypatch):
+    monkeypatch.setattr(planes, "has_kernels", lambda tensor: kernels)
+    x = torch.ones(70)
+    assert planes.pack(x, True).nonzero is None
+    x[3] = torch.nan
+    bits = np.unpackbits(planes.pack(x, True).nonzero, bitorder="little")
+    assert np.flatnonzero(bits == 0).tolist() == [3]
+    assert planes.pack(x, False).nonzero is None
