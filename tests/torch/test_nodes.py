@@ -53,6 +53,14 @@ def test_without_mpi_one_sentence_says_what_to_do(monkeypatch):
         hvs.node_process_sets()
 
 
+def test_nodes_need_process_sets(monkeypatch):
+    """Other nodes than those that Horovod was told of: their sets cannot be made later."""
+    monkeypatch.setattr(nodes, "host_name", lambda: f"host{hvd.rank()}")
+    p = torch.nn.Parameter(torch.zeros(3))
+    with pytest.raises(ValueError, match=r"call hvd.init\(process_sets=hvs.node_process_sets\(\)\)"):
+        hvs.DistributedOptimizer(hvs.SignSGD([p], 1.0), hierarchical=True)
+
+
 @pytest.mark.parametrize("transport", ["exchange", "counts"])
 def test_joined_ranks_are_one_clear_sentence(transport):
     """Not a hang: the node of a rank in hvd.join() would wait for it."""

@@ -11,7 +11,7 @@ from mpi4py import MPI
 from ranks import LAST, SIZE
 
 import horovod_sign.torch as hvs
-from horovod_sign.torch import direct, nodes
+from horovod_sign.torch import direct
 from horovod_sign.torch.direct import DirectCollectives
 
 RANKS = (2, 3)  # even, where votes tie; odd, with chunks of unequal length
@@ -102,13 +102,6 @@ def test_joined_ranks_are_one_clear_sentence(monkeypatch):
         with pytest.raises(RuntimeError, match=r'called hvd\.join\(\).*transport="counts"'):
             train(optimizer, net, steps=1)
     hvd.join()
-
-
-@needs_two
-def test_nodes_need_process_sets(monkeypatch):
-    monkeypatch.setattr(nodes, "host_name", lambda: f"host{hvd.rank()}")
-    with pytest.raises(ValueError, match=r"call hvd.init\(process_sets=hvs.node_process_sets\(\)\)"):
-        wrap(tasks.model(), hierarchical=True)
 
 
 @needs_two
