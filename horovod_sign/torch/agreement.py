@@ -76,5 +76,6 @@ def _first_difference(all_lines: list[list[str]]) -> str:
             break
     return (
         f"the ranks of a vote must have the same parameters in the same order, and the same options, but {what} of "
-        f"rank 0 ({mine}) and of rank {rank} ({theirs}) differ: build model and optimizer alike on all ranks"
+        f"rank 0 ({mine}) and of rank {rank} ({theirs}) differ: build model and optimizer alike on all ranks, and "
+        "freeze, add or replace parameters on all of them alike"
     )

@@ -131,6 +131,7 @@ class Bucket:
 
     Attributes:
         slots: one for each parameter.
+        trainable: those of its parameters that were not frozen when all ranks last agreed.
         ballot: this rank's planes, as last packed. Bits after the last coordinate of a parameter never abstain.
         zeros, nans: how many coordinates of it abstain since they are zero (or without a gradient), or NaN.
 
@@ -142,6 +143,7 @@ class Bucket:
 
     def __init__(self, name: str, parameters: list[tuple[torch.Tensor, str, int]], voter: Voter):
         self.name, self.parameters = name, [p for p, _, _ in parameters]
+        self.trainable = list(self.parameters)
         self._voter = voter
         self._layout = native.Segments([(0, p.numel()) for p in self.parameters])
         self.plane_bytes, self.coordinates = self._layout.plane_bytes, self._layout.coordinates

@@ -90,9 +90,10 @@ def DistributedOptimizer(
         overlap: votes start during backward. With False they start in `step`, so that gradients can be changed before
             (clipped, for example).
         grad_scaler: the `torch.amp.GradScaler` that scales the losses, if there is one. Votes then wait for
-            `scaler.step(optimizer)` and are on unscaled gradients; a rank whose gradients overflow abstains in that
-            step and keeps its momentum, and all scalers take note, so that the scales stay the same. If all ranks
-            overflow there is no step (nor, with `abstain=False`, if any rank does).
+            `scaler.step(optimizer)`, or `optimizer.synchronize()`, and are on unscaled gradients; a rank whose
+            gradients overflow abstains in that step and keeps its momentum. Its own scaler alone takes note, so the
+            scales of ranks may differ, which votes do not. If all ranks overflow there is no step. A scaler that is
+            made anew later takes the place of this one.
         sparse_as_dense: Horovod's. Sparse gradients are always voted on as dense ones; what they leave out abstains.
         hierarchical: each node has one vote, on the mean over its ranks of their gradients, taken in float32 (float64
             for float64) by Horovod within the node: sign(sum over nodes k of sign(v_k)). Nodes are host names; they may
@@ -227,6 +228,7 @@ class _Distributed:
         if not self._skip:
             self._votes.scaling.hide_from_base(self)
             self._step_by_vote()
+        self._votes.scaling.end_step(self)
         self._synchronized, self._skip = False, False
 
     def vote_on_gradients(self):
@@ -277,7 +279,7 @@ class _Distributed:
     def _may_vote(self) -> bool:
         """Settles who votes in this step; False if nobody does, and then there is no step."""
         overflow = self._votes.settle()
-        if overflow.everywhere or (overflow.somewhere and not self._votes.options.abstain):
+        if overflow.everywhere:
             self._skip = True
             self._votes.pipeline.reset()
             return False

@@ -70,16 +70,19 @@ class Attendance:
 
     Args:
         name: unique among optimizers, the same on all ranks.
+        notice: whether this rank must talk to all others; `notices` of them must, known after `check(wait=True)`.
     """
 
-    def __init__(self, name: str):
-        self._handle = hvd.allreduce_async(torch.ones(1), name=f"{name}.present", op=hvd.Sum)
+    def __init__(self, name: str, notice: bool):
+        self.notices = 0
+        mine = torch.tensor([1.0, notice], device="cpu")
+        self._handle = hvd.allreduce_async(mine, name=f"{name}.present", op=hvd.Sum)
 
     def check(self, wait: bool = False):
         """Raises RuntimeError if a rank has joined, as far as that is known without waiting."""
         if self._handle is None or not (wait or hvd.poll(self._handle)):
             return
-        present, self._handle = int(hvd.synchronize(self._handle)), None
+        (present, self.notices), self._handle = hvd.synchronize(self._handle).tolist(), None
         if present < hvd.size():
             raise RuntimeError(_JOINED)
 
@@ -97,7 +100,7 @@ def vote_of_nodes(nodes: Nodes, bucket: Bucket, protocol, abstain: bool) -> Gene
     """
     alone = nodes.own.size() == 1
     if not alone:
-        parameters = [p for p in bucket.parameters if p.requires_grad and p.numel()]
+        parameters = [p for p in bucket.trainable if p.numel()]  # the same on all ranks of the node
         means = [_to_be_averaged(p) for p in parameters]
         if means:
             yield Within(means)

@@ -7,7 +7,7 @@ start them in different orders.
 import functools
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
@@ -19,6 +19,7 @@ from horovod_sign.torch.hierarchy import Attendance, averaged_in_place, vote_of_
 from horovod_sign.torch.nodes import Nodes
 from horovod_sign.voting.collectives import Collectives, Vote
 from horovod_sign.voting.messages import Planes
+from horovod_sign.voting.notices import Notices
 from horovod_sign.voting.protocols import PROTOCOLS
 
 OTHER_LOSS = (
@@ -60,6 +61,10 @@ class Pipeline:
         self.bytes_sent = 0
         self.passes = passes
         self.in_backward = True  # False: nothing is packed before `decisions`
+        self.silent = False  # True: this rank abstains in this step, even where `abstain` is False
+        # Whether ballots carry a notice to all ranks, and whether one of this step did, on any rank.
+        self.notice, self.noticed = False, False
+        self.asks_for_notice: Callable[[], bool] = _no_notice
         self._buckets: list[Bucket] = []
         self._collectives, self.name = collectives, name
         self._protocol = PROTOCOLS[transport]
@@ -69,6 +74,7 @@ class Pipeline:
         self._votes: dict[Bucket, Vote] = {}
         self._unstarted: list[Bucket] = []
         self._held_up_since: float | None = None
+        self._notices: dict[Bucket, Notices] = {}
         self._arrivals = 0
         self._edits = Watch()
         # Whether a backward pass has begun and not ended; and the pass itself, which dies with an exception, too.
@@ -119,6 +125,13 @@ class Pipeline:
             slot.passes_left, slot.seen = self.passes, None
         self._awaited = {bucket: len(bucket.slots) for bucket in self._buckets}
         self._unstarted, self._held_up_since = list(self._buckets), None
+        self._notices.clear()
+        self.silent, self.noticed = False, False
+
+    def agreed(self):
+        """All ranks have the same parameters frozen now."""
+        for bucket in self._buckets:
+            bucket.trainable = [p for p in bucket.parameters if p.requires_grad]
 
     def check_parameters(self):
         """Raises an error if a step cannot be written to some parameter."""
@@ -145,8 +158,8 @@ class Pipeline:
 
         A parameter without a gradient abstains.
         """
-        self.bytes_sent = 0
-        attendance = None if self._nodes is None else Attendance(self.name)
+        self.bytes_sent, self.noticed = 0, False
+        attendance = None if self._nodes is None else Attendance(self.name, self.notice)
         while self._unstarted or self._votes:
             # Every vote goes on before the next decision is worked on, so that none waits for that work.
             self._go_on()
@@ -159,10 +172,13 @@ class Pipeline:
                 continue
             vote = self._votes.pop(decided)
             self.bytes_sent += vote.bytes_sent
+            self.noticed |= decided in self._notices and self._notices[decided].found
             yield decided, vote.wait()
         if attendance is not None:
             attendance.check(wait=True)
+        noticed = self.noticed or (attendance is not None and attendance.notices > 0)
         self.reset()
+        self.noticed = noticed
 
     def poll(self):
         """Goes on as far as possible without waiting, while this process waits for something else.
@@ -233,6 +249,7 @@ class Pipeline:
         if self._unfinished:  # the pass before has ended by an exception
             self._resume()
             slot.passes_left -= 1
+        self.notice |= self.asks_for_notice()
         token = _Pass()
         self._pass, self._unfinished = weakref.ref(token), True
         torch.autograd.Variable._execution_engine.queue_callback(functools.partial(self._end_pass, token))
@@ -253,8 +270,9 @@ class Pipeline:
     def _start(self, bucket: Bucket):
         self._unstarted.remove(bucket)
         if self._nodes is None:
-            ballot = bucket.pack(self._abstain)
-            protocol = self._protocol(ballot, self._collectives.rank, self._collectives.size, not self._abstain)
+            ballot = bucket.pack(self._abstain or self.silent)
+            ops = self._notices[bucket] = Notices(self.notice)
+            protocol = self._protocol(ballot, self._collectives.rank, self._collectives.size, not self._abstain, ops)
         else:
             protocol = vote_of_nodes(self._nodes, bucket, self._protocol, self._abstain)
         self._votes[bucket] = Vote(protocol, self._collectives, f"{self.name}.{bucket.name}")
@@ -266,3 +284,7 @@ class _Pass:
 
 def _no_pass() -> None:
     return None
+
+
+def _no_notice() -> bool:
+    return False

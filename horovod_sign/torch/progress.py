@@ -9,6 +9,8 @@ import time
 import weakref
 from typing import Protocol
 
+import horovod.torch as hvd
+
 from horovod_sign.voting.collectives import Vote
 
 
@@ -42,3 +44,11 @@ def wait(vote: Vote, seconds: float = math.inf) -> bool:
         time.sleep(50e-6)
         vote.poll()
     return vote.decided
+
+
+def finish(handle: int):
+    """Waits for an op of Horovod's, and returns its result."""
+    while not hvd.poll(handle):
+        go_on()
+        time.sleep(50e-6)
+    return hvd.synchronize(handle)

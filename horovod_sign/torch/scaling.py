@@ -1,22 +1,34 @@
-"""`torch.amp.GradScaler` and votes: who overflowed, told to all ranks, before anything is voted on.
+"""`torch.amp.GradScaler` and votes: who overflowed, before anything is voted on.
 
 A scaled loss lets gradients overflow, on one rank perhaps and not on the others. Horovod's own wrapper then lets that
-rank skip the step that the others take. Here all ranks learn of it first: those that overflowed abstain in the step,
-the others vote on unscaled gradients, and all scalers see an overflow, so that the scales stay the same.
+rank skip the step that the others take. Here it abstains in the step, and its own scaler sees an overflow; the others
+vote on unscaled gradients, whose signs do not hang on a scale, and keep theirs. So a rank that always overflows is
+outvoted like any other that is wrong.
 """
 
+import sys
+import warnings
 from typing import NamedTuple
 
 import horovod.torch as hvd
 import torch
 from torch.amp.grad_scaler import OptState
 
+from horovod_sign.torch import progress
+
+# Steps one after the other in which a rank overflows before it is told: a scale that began too high falls faster.
+PATIENCE = 32
+_SWAPPED = (
+    "scaler.step() was called on another GradScaler than the one that optimizer.synchronize() has unscaled by, the "
+    "grad_scaler of hvs.DistributedOptimizer: make one GradScaler before the optimizer is wrapped and keep it (its "
+    "state can be loaded), or call scaler.step(optimizer) without optimizer.synchronize()"
+)
+
 
 class Overflow(NamedTuple):
     """Which ranks found infinities or NaN in their scaled gradients in this step."""
 
     here: bool = False
-    somewhere: bool = False
     everywhere: bool = False
 
 
@@ -32,6 +44,7 @@ class Scaling:
     def __init__(self, scaler: torch.amp.GradScaler | None, process_set, name: str):
         self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self._process_set, self._name = process_set, name
+        self._overflows = 0
 
     @property
     def used(self) -> bool:
@@ -39,7 +52,10 @@ class Scaling:
         return self._scaler is not None
 
     def check_step(self, optimizer):
-        """Raises RuntimeError if this step does not come by the scaler, or by one that votes did not wait for."""
+        """Raises RuntimeError if this step does not come by a scaler, or by one that votes did not wait for.
+
+        A scaler that was made anew since, in each epoch perhaps, takes the place of the one before.
+        """
         stepped_by_scaler = getattr(optimizer, "found_inf", None) is not None
         if stepped_by_scaler and not self.used:
             self.hide_from_base(optimizer)
@@ -52,28 +68,87 @@ class Scaling:
                 "optimizer.step() was called while its grad_scaler is enabled, so its gradients are scaled: call "
                 "scaler.step(optimizer) instead, or make the scaler with enabled=False"
             )
+        if stepped_by_scaler:
+            self._take_from_caller(optimizer)
 
     def settle(self, optimizer) -> Overflow:
-        """Unscales the gradients if the user has not, and tells all ranks which of them overflowed. A collective."""
+        """Unscales the gradients if the user has not, and tells all ranks whether they overflowed. A collective."""
         if not self.used:
             return Overflow()
         # The scaler skips this by itself only for optimizers that it steps conditionally, which would part the ranks.
         if self._scaler._per_optimizer_states[id(optimizer)]["stage"] is OptState.READY:
             self._scaler.unscale_(optimizer)
+            if not hasattr(optimizer, "found_inf"):  # in synchronize(), not in scaler.step()
+                _UnscaledAlready.expect(self._scaler, optimizer)
         found = self._scaler._found_inf_per_device(optimizer)
-        found.setdefault(torch.device("cpu"), torch.zeros(()))  # a rank without any gradient has no entry
+        found.setdefault(torch.device("cpu"), torch.zeros((), device="cpu"))  # without any gradient it has no entry
         here = any(bool(each) for each in found.values())
-        counted = torch.tensor([float(here), 1.0])
-        overflows, voters = hvd.allreduce(
-            counted, name=f"{self._name}.found_inf", op=hvd.Sum, process_set=self._process_set
-        ).tolist()
-        if overflows:
-            for each in found.values():
-                each.fill_(1.0)  # what scaler.update() looks at
-        return Overflow(here, overflows > 0, overflows == voters)
+        self._count(here)
+        counted = torch.tensor([float(here), 1.0], device="cpu")
+        handle = hvd.allreduce_async(counted, name=f"{self._name}.found_inf", op=hvd.Sum, process_set=self._process_set)
+        overflows, voters = progress.finish(handle).tolist()
+        return Overflow(here, overflows == voters)
+
+    def end_step(self, optimizer):
+        """The step is over."""
+        if self.used:
+            _UnscaledAlready.forget(self._scaler, optimizer)
 
     @staticmethod
     def hide_from_base(optimizer):
         """The gradients are votes now: a fused step must neither unscale them nor skip. The scaler deletes both."""
         if hasattr(optimizer, "found_inf"):
             optimizer.found_inf = optimizer.grad_scale = None
+
+    def _take_from_caller(self, optimizer):
+        """The scaler is that whose step() this is: torch tells an optimizer of no other way."""
+        frame, step = sys._getframe(1), torch.amp.GradScaler.step.__code__
+        while frame is not None and frame.f_code is not step:
+            frame = frame.f_back
+        caller = None if frame is None else frame.f_locals["self"]
+        if caller is None or caller is self._scaler:
+            return
+        if optimizer._synchronized:
+            self.hide_from_base(optimizer)
+            raise RuntimeError(_SWAPPED)
+        self._scaler = caller
+
+    def _count(self, overflow: bool):
+        self._overflows = self._overflows + 1 if overflow else 0
+        if self._overflows == PATIENCE:
+            warnings.warn(
+                f"rank {hvd.rank()}: its scaled gradients were infinite or NaN in each of the last {PATIENCE} steps: "
+                "it abstains from the votes, the others go on, and its scale falls; check its data and its model",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+
+class _UnscaledAlready:
+    """`scaler.unscale_` from optimizer.synchronize() to step(), as Horovod's recipe for mixed precision calls it there.
+
+    The gradients were unscaled before the vote, and votes have no scale.
+    """
+
+    def __init__(self, scaler: torch.amp.GradScaler):
+        self._scaler, self._optimizers = scaler, set()
+
+    @classmethod
+    def expect(cls, scaler: torch.amp.GradScaler, optimizer):
+        """Once `scaler.unscale_(optimizer)` will do nothing."""
+        scaler.__dict__.setdefault("unscale_", cls(scaler))._optimizers.add(id(optimizer))
+
+    @staticmethod
+    def forget(scaler: torch.amp.GradScaler, optimizer):
+        """It is not expected any more."""
+        own = scaler.__dict__.get("unscale_")
+        if isinstance(own, _UnscaledAlready):
+            own._optimizers.discard(id(optimizer))
+            if not own._optimizers:
+                del scaler.unscale_
+
+    def __call__(self, optimizer):
+        if id(optimizer) in self._optimizers:
+            self.forget(self._scaler, optimizer)
+        else:
+            type(self._scaler).unscale_(self._scaler, optimizer)

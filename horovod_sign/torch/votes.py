@@ -1,6 +1,7 @@
 """All the votes of one optimizer: on which parameters, among which ranks, and what came of them."""
 
 import warnings
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -86,6 +87,7 @@ class Votes:
         self._nan_reported = False
         self._number = 0
         self._make_buckets()
+        self.pipeline.asks_for_notice = _weakly(self)
 
     def change(self, error: Exception | None = None):
         """Gives votes to parameters that were added or unfrozen. A collective: all ranks have changed alike, or raise.
@@ -98,6 +100,7 @@ class Votes:
         elif error is not None:
             raise error
         self._make_buckets()
+        self.pipeline.notice = False
 
     def lapse(self):
         """Horovod has been initialised anew: forgets what was under way. All agree again at the next step."""
@@ -109,8 +112,9 @@ class Votes:
         """What must be known before the votes of a step: which parameters, and who has overflowed. A collective."""
         if not self._agreed:
             self._agree_anew()
-        if self._ids() != self._trainable:  # only then do the ranks talk to each other about it
-            self.change()
+        self.pipeline.notice |= self._has_changed()
+        if not self._number and self.total([float(self.pipeline.notice)], "changed")[0]:
+            self.change()  # there are no votes yet to carry notices
         self.pipeline.check_parameters()
         if self.pipeline.edited():
             warnings.warn(_EDITED, stacklevel=4)
@@ -120,12 +124,18 @@ class Votes:
     def decisions(self) -> Iterator[tuple[Bucket, Planes]]:
         """The votes of the step, each as soon as it is decided."""
         self.monitor.begin()
+        changed = False
         for bucket, decided in self.pipeline.decisions():
+            if self.pipeline.noticed and not changed:  # on all ranks, and new parameters vote in this step too
+                changed = True
+                self.change()
             if bucket.nans and not self._nan_reported:
                 self._report_nan(bucket)
             abstained = bucket.zeros + bucket.nans
             self.monitor.count(bucket.ballot, decided, bucket.coordinates, abstained, bucket.nans)
             yield bucket, decided
+        if self.pipeline.noticed and not changed:  # told only in the end
+            self.change()
         self.monitor.end(self.pipeline.bytes_sent)
         self.replicas.conclude(PATIENCE)
         self.has_history = True
@@ -146,6 +156,7 @@ class Votes:
         """Drops the gradients that would be voted on, so that this rank abstains as a whole in this step."""
         for p in self._names:
             p.grad = None
+        self.pipeline.silent = True
 
     def _agree_anew(self):
         if not self.is_elastic:
@@ -157,6 +168,7 @@ class Votes:
         self.replicas = self._replica_check(name)
         self.monitor.restart(self._voter(), collectives.size)
         self.pipeline.in_backward = self.options.early and not self.scaling.used
+        self._make_buckets()
         self._agreed = True
 
     def _replica_check(self, name: str) -> ReplicaCheck:
@@ -165,6 +177,10 @@ class Votes:
 
     def _voter(self) -> str:
         return f"rank {hvd.rank()}" if self._nodes is None else f"the node of rank {hvd.rank()}"
+
+    def _has_changed(self) -> bool:
+        """Whether parameters were frozen, unfrozen or replaced here since all ranks agreed on them."""
+        return self._ids() != self._trainable
 
     def _ids(self) -> list[int]:
         return [id(p) for group in self._optimizer.param_groups for p in group["params"] if p.requires_grad]
@@ -188,6 +204,7 @@ class Votes:
         self.pipeline.add(buckets)
         self._names.update(new)
         self._trainable = self._ids()
+        self.pipeline.agreed()
 
     def _report_nan(self, bucket: Bucket):
         for p in bucket.parameters:
@@ -202,3 +219,14 @@ class Votes:
                     stacklevel=2,
                 )
                 return
+
+
+def _weakly(votes: Votes):
+    """Whether the votes have changed, asked by what they own."""
+    reference = weakref.ref(votes)
+
+    def has_changed() -> bool:
+        alive = reference()
+        return alive is not None and alive._has_changed()
+
+    return has_changed

@@ -72,7 +72,8 @@ def test_a_rank_that_overflows_abstains_in_that_step(kind, how):
         overflow = everyone or (step in (2, 3) and hvd.rank() == LAST)
         before, kept = tasks.values(nets[0]), momenta(optimizer)
         scale = scaled_step(optimizer, nets[0], scaler, step, how, overflow)
-        assert len(set(MPI.COMM_WORLD.allgather(scale))) == 1
+        scales = MPI.COMM_WORLD.allgather(scale)
+        assert len(set(scales[:-1])) <= 1 and scales[-1] <= scales[0]  # only who overflows lowers its own
         if overflow:
             assert all((left == right).all() for left, right in zip(kept, momenta(optimizer), strict=True))
         if everyone or (hvd.size() == 1 and overflow):
@@ -91,21 +92,24 @@ def test_a_rank_that_overflows_abstains_in_that_step(kind, how):
     # The scale is a power of two, so unscaling is exact.
     for left, right in zip(momenta(optimizer), momenta(reference), strict=True):
         np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-9)
-    assert scale < 2.0**10
+    assert scale < 2.0**10 or hvd.rank() != LAST
 
 
 @needs_two
-def test_an_overflow_with_one_bit_votes_is_a_skipped_step():
-    """With abstain=False nobody can abstain."""
+@pytest.mark.parametrize("transport", ["auto", "exchange", "counts"])
+def test_a_rank_that_overflows_abstains_from_one_bit_votes_too(transport):
+    """With abstain=False zeros count as +1; a rank that overflows does not, and the others decide."""
     net = tasks.model()
-    scaler = torch.amp.GradScaler("cpu")
-    optimizer = wrap(hvs.SignSGD(net.parameters(), 0.01), net, grad_scaler=scaler, abstain=False)
-    before = tasks.values(net)
-    scaled_step(optimizer, net, scaler, 0, overflow=hvd.rank() == LAST)
-    assert all((left == right).all() for left, right in zip(before, tasks.values(net), strict=True))
-    scaled_step(optimizer, net, scaler, 1)
-    assert any((left != right).any() for left, right in zip(before, tasks.values(net), strict=True))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    plain = hvs.SignSGD(net.parameters(), 0.01)
+    optimizer = wrap(plain, net, grad_scaler=scaler, abstain=False, transport=transport)
+    simulation = tasks.Simulation(tasks.values(net), hvd.size() - 1, 0.01, abstain=False)
+    for step in range(3):
+        scaled_step(optimizer, net, scaler, step, overflow=hvd.rank() == LAST)
+        simulation.step(tasks.gradients_of_all_ranks(net)[:-1])
     tasks.assert_replicas_identical(net)
+    for value, simulated in zip(tasks.values(net), simulation.x, strict=True):
+        np.testing.assert_allclose(value, simulated, rtol=1e-5, atol=1e-6)
 
 
 def test_float16_autocast_trains():
@@ -123,7 +127,6 @@ def test_float16_autocast_trains():
         scales.append(scaler.get_scale())
         tasks.assert_replicas_identical(net)
     assert scales[-1] < 2.0**24
-    assert len(set(MPI.COMM_WORLD.allgather(tuple(scales)))) == 1
     assert all(np.isfinite(value).all() for value in tasks.values(net))
 
 
