@@ -4,13 +4,12 @@ import warnings
 
 import horovod.tensorflow as hvd
 import numpy as np
-import oracle
 import pytest
+import simulation
 import tensorflow as tf
 from ranks import RANK, SIZE
 
 import horovod_sign.tensorflow as hvs
-from horovod_sign import rules
 
 RANKS = (2,)  # each has momenta of its own, and votes tie; that votes are right for others: test_votes.py
 
@@ -44,20 +43,9 @@ class Task:
         return lambda step, rows=16: run(*map(tf.constant, self.data(step, RANK, rows)))
 
 
-class Simulation:
-    """The votes of all ranks' momenta, in NumPy."""
-
-    def __init__(self, rule):
-        self.rule, self.steps, self.m = rule, 0, None
-
-    def votes(self, of_all):
-        beta = np.float32(self.rule.beta_state or 0.0)
-        rest = np.float32(1.0 - (self.rule.beta_state or 0.0))
-        old = self.m or [[np.zeros_like(g) for g in gradients] for gradients in of_all]
-        self.m = [[beta * m + rest * g for m, g in zip(*pair, strict=True)] for pair in zip(old, of_all, strict=True)]
-        self.steps += 1
-        voted = of_all if self.steps <= self.rule.warmup_steps else self.m
-        return [oracle.vote(ballots) for ballots in zip(*voted, strict=True)]
+def workers(task, rule=simulation.SIGNSGD):
+    """All ranks, in NumPy."""
+    return simulation.Workers([v.numpy() for v in task.variables], SIZE, rule)
 
 
 def assert_equal(votes, expected):
@@ -66,31 +54,31 @@ def assert_equal(votes, expected):
 
 
 KINDS = {
-    "default": (lambda: None, True),
-    "signum": (lambda: hvs.Compression.signum(0.9), False),
-    "warmup": (lambda: hvs.Compression.signum(0.5, warmup=True), True),
+    "default": (lambda: None, simulation.SIGNSGD, True),
+    "signum": (lambda: hvs.Compression.signum(0.9), simulation.signum(0.9), False),
+    "warmup": (lambda: hvs.Compression.signum(0.5, warmup=True), simulation.signum(0.5, 1), True),
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_tape_equals_the_simulation_also_when_traced_again(kind):
-    make, in_graph = KINDS[kind]
+    make, rule, in_graph = KINDS[kind]
     task, compression = Task(), make()
-    simulation = Simulation(compression.rule if compression else rules.signsgd())
+    simulated = workers(task, rule)
     step = task.stepper(lambda tape: hvs.DistributedGradientTape(tape, compression=compression), in_graph)
     for number, rows in enumerate((16, 16, 8, 16, 8)):
-        assert_equal(step(number, rows), simulation.votes(task.gradients_of_all(number, rows)))
+        assert_equal(step(number, rows), simulated.votes(task.gradients_of_all(number, rows)))
 
 
 def test_two_models_with_one_compression_do_not_mix():
     tasks, compression = [Task(1), Task(2)], hvs.Compression.signum(0.9)
-    simulations = [Simulation(compression.rule) for _ in tasks]
+    simulated = [workers(task, simulation.signum(0.9)) for task in tasks]
     steps = [
         task.stepper(lambda tape: hvs.DistributedGradientTape(tape, compression=compression), i == 0)
         for i, task in enumerate(tasks)
     ]
     for number, turn in enumerate((0, 1, 1, 0, 1, 0)):
-        expected = simulations[turn].votes(tasks[turn].gradients_of_all(number))
+        expected = simulated[turn].votes(tasks[turn].gradients_of_all(number))
         assert_equal(steps[turn](number), expected)
     with pytest.raises(ValueError, match="several lists of variables"):
         compression.vote_statistics()
@@ -99,7 +87,8 @@ def test_two_models_with_one_compression_do_not_mix():
 def test_tape_votes_once_in_two_passes():
     """Also with a warm-up, which is one vote long and not one pass."""
     compression = hvs.Compression.signum(0.5, warmup=True)
-    task, simulation = Task(), Simulation(compression.rule)
+    task = Task()
+    simulated = workers(task, simulation.signum(0.5, 1))
     step = task.stepper(
         lambda tape: hvs.DistributedGradientTape(tape, compression=compression, backward_passes_per_step=2), True
     )
@@ -107,7 +96,7 @@ def test_tape_votes_once_in_two_passes():
         assert not any(tf.reduce_any(vote != 0) for vote in step(number))
         first, second = (task.gradients_of_all(number + i) for i in range(2))
         mean = [[(a + b) / 2 for a, b in zip(*pair, strict=True)] for pair in zip(first, second, strict=True)]
-        assert_equal(step(number + 1), simulation.votes(mean))
+        assert_equal(step(number + 1), simulated.votes(mean))
 
 
 def test_structure_none_and_sparse():
