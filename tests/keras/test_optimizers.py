@@ -48,6 +48,28 @@ def test_signsgd_in_every_dtype(dtype):
     np.testing.assert_array_equal(np.array(x.numpy(), np.float64), [0.75, 1.25, 1.0, 1.0])
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_signum_with_16_bits_computes_in_32(dtype):
+    """The momentum is float32 and a step is rounded once: 0.9 of a momentum of 16 bits would be another."""
+    random = np.random.default_rng(3)
+    x = keras.Variable(random.standard_normal(2000), dtype=dtype)
+    kind = np.array(x.numpy()).dtype
+    gradients = random.standard_normal((5, 2000)).astype(kind)
+    optimizer, expected, m = hvs.Signum(0.0123, 0.9), np.array(x.numpy()), np.zeros(2000, np.float32)
+    for g in gradients:
+        optimizer.apply([tf.constant(g)], [x])
+        m = np.float32(0.9) * m + np.float32(1 - 0.9) * g.astype(np.float32)
+        expected = (expected.astype(np.float32) - np.float32(0.0123) * np.sign(m)).astype(kind)
+    (slot,) = optimizer.momentum_of([x]).slots
+    np.testing.assert_array_equal(slot, m)
+    np.testing.assert_array_equal(np.array(x.numpy()), expected)
+
+
+def test_name_and_passes_are_the_optimizer_s():
+    optimizer = hvs.DistributedOptimizer(hvs.SignSGD(0.1), name="mine", backward_passes_per_step=3)
+    assert (optimizer.name, optimizer.gradient_accumulation_steps) == ("mine", 3)
+
+
 def test_a_schedule_and_exclusions_from_weight_decay():
     schedule = keras.optimizers.schedules.PiecewiseConstantDecay([0], [0.5, 0.25])
     optimizer = hvs.SignSGD(schedule, weight_decay=0.5)
@@ -105,6 +127,11 @@ def test_state_is_kept_when_an_optimizer_is_wrapped():
     np.testing.assert_array_equal(x.numpy(), [-2.0])
 
 
+def built(optimizer):
+    optimizer.build([keras.Variable([1.0])])
+    return optimizer
+
+
 ERRORS = {
     "double momentum": (
         lambda: hvs.DistributedOptimizer(hvs.Signum(0.1), compression=hvs.Compression.signum()),
@@ -127,6 +154,23 @@ ERRORS = {
     "elastic, not compiled": (
         lambda: hvs.elastic.KerasState(keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])),
         "call model.compile first",
+    ),
+    "weight decay": (lambda: hvs.SignSGD(0.1, weight_decay=-0.1), "weight_decay must be"),
+    "two numbers of passes": (
+        lambda: hvs.DistributedOptimizer(hvs.SignSGD(0.1, gradient_accumulation_steps=2), backward_passes_per_step=3),
+        "give one of them",
+    ),
+    "passes, too late": (
+        lambda: hvs.DistributedOptimizer(built(hvs.SignSGD(0.1)), backward_passes_per_step=2),
+        "already has its variables",
+    ),
+    "process set": (
+        lambda: hvs.DistributedOptimizer(hvs.SignSGD(0.1), process_set=hvd.ProcessSet([0])),
+        "is not registered",
+    ),
+    "wrapped inside": (
+        lambda: hvs.DistributedOptimizer(hvs.DistributedOptimizer(hvs.SignSGD(0.1))),
+        "already wrapped",
     ),
     "not an optimizer": (lambda: hvs.DistributedOptimizer("adam"), "Keras 3 optimizer"),
     "integers": (

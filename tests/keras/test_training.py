@@ -9,51 +9,65 @@ import pytest
 import tensorflow as tf
 from mpi4py import MPI
 from ranks import RANK, SIZE, process_sets
+from simulation import Workers, signum
 
 import horovod_sign.tensorflow.keras as hvs
 from horovod_sign.tensorflow import DistributedGradientTape
 
-RANKS = (2, 3)  # even, where votes tie; odd, with process sets of some ranks
+RANKS = (2,)  # votes tie; where an odd number, a majority or a set of some ranks matters, the test says so
 
 SGD, Adam, Scaled = keras.optimizers.SGD, keras.optimizers.Adam, keras.optimizers.LossScaleOptimizer
 
 
-def check(optimizer, simulation, **options):
-    """Fits the small model: all ranks end alike, and where NumPy ends."""
+def check(optimizer, simulated, **options):
+    """Fits the small model: all ranks end alike, and where NumPy ends; each with its own momenta."""
     net = tasks.model()
     tasks.fit(net, optimizer, **options)
-    for value, simulated in zip(tasks.values(net), simulation.train(), strict=True):
-        np.testing.assert_allclose(value, simulated, rtol=1e-4, atol=1e-5)
+    for value, expected in zip(tasks.values(net), simulated.train(), strict=True):
+        np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-5)
     tasks.assert_replicas_identical(tasks.values(net))
+    slots = tasks.momenta(optimizer)
+    for slot, expected in zip(slots, simulated.momenta if slots else (), strict=True):
+        np.testing.assert_allclose(slot, expected, rtol=1e-4, atol=1e-5)
 
 
 def wrap(optimizer, **options):
     return hvs.DistributedOptimizer(optimizer, **options)
 
 
+@pytest.mark.ranks(2, 3)
 @pytest.mark.parametrize("abstain", [True, False])
 @pytest.mark.parametrize("transport", ["exchange", "counts"])
 def test_fit_equals_the_simulation(transport, abstain):
     optimizer = wrap(hvs.Signum(0.01, 0.5, weight_decay=0.1), transport=transport, abstain=abstain)
-    check(optimizer, tasks.Simulation(beta=0.5, weight_decay=0.1, abstain=abstain))
+    check(optimizer, tasks.Simulation(HALF, weight_decay=0.1, abstain=abstain))
 
 
+HALF = signum(0.5)  # the same for all: what is compiled for one serves the others
 CASES = {
     "signsgd": (lambda: wrap(hvs.SignSGD(0.01)), {}, {}),
     "sgd": (lambda: wrap(SGD(0.01)), {}, {}),
-    "signum compression": (lambda: wrap(SGD(0.01), compression=hvs.Compression.signum(0.9)), {"beta": 0.9}, {}),
-    "eager": (lambda: wrap(hvs.Signum(0.01, 0.9)), {"beta": 0.9}, {"run_eagerly": True}),
-    "several steps a call": (lambda: wrap(hvs.Signum(0.01, 0.9)), {"beta": 0.9}, {"steps_per_execution": 3}),
+    "signum compression": (
+        lambda: wrap(SGD(0.01), compression=hvs.Compression.signum(0.75, warmup=True)),
+        {"rule": signum(0.75, 2)},
+        {},
+    ),
+    "eager": (lambda: wrap(hvs.Signum(0.01, 0.5)), {"rule": HALF}, {"run_eagerly": True}),
+    "several steps a call": (lambda: wrap(hvs.Signum(0.01, 0.5)), {"rule": HALF}, {"steps_per_execution": 3}),
     "accumulation": (
         lambda: wrap(hvs.Signum(0.01, 0.5, gradient_accumulation_steps=2)),
-        {"beta": 0.5, "accumulate": 2},
+        {"rule": HALF, "accumulate": 2},
         {},
     ),
     "passes": (lambda: wrap(SGD(0.01), backward_passes_per_step=3), {"accumulate": 3}, {}),
-    "loss scale factor": (lambda: wrap(SGD(0.01, loss_scale_factor=64.0)), {}, {}),
-    "loss scale": (lambda: wrap(Scaled(hvs.Signum(0.01, 0.5), initial_scale=1024.0)), {"beta": 0.5}, {}),
+    "loss scale factor": (lambda: wrap(hvs.Signum(0.01, 0.5, loss_scale_factor=64.0)), {"rule": HALF}, {}),
+    "loss scale": (
+        lambda: wrap(Scaled(hvs.Signum(0.01, 0.5), initial_scale=1024.0, dynamic_growth_steps=1)),
+        {"rule": HALF},
+        {},
+    ),
     "loss scale, accumulation": (
-        lambda: wrap(Scaled(SGD(0.01, gradient_accumulation_steps=2), initial_scale=1024.0)),
+        lambda: wrap(Scaled(SGD(0.01, gradient_accumulation_steps=2), initial_scale=1024.0, dynamic_growth_steps=1)),
         {"accumulate": 2},
         {},
     ),
@@ -62,16 +76,38 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_fit_equals_the_simulation_with(case):
-    make, simulation, options = CASES[case]
-    check(make(), tasks.Simulation(**simulation), **options)
+    make, simulated, options = CASES[case]
+    check(make(), tasks.Simulation(**simulated), **options)
+
+
+KINDS = {
+    "Signum": lambda: wrap(hvs.Signum(1.0, 0.9)),
+    "Adam": lambda: wrap(Adam(1.0), compression=hvs.Compression.signum(0.9)),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_momenta_belong_to_variables_and_not_to_places_in_a_list(kind):
+    variables = [keras.Variable(np.zeros(5, np.float32)) for _ in range(3)]
+    optimizer, workers = KINDS[kind](), Workers([np.zeros(5)] * 3, SIZE, signum(0.9))
+    optimizer.build(variables)
+    for step in range(4):
+        of_all = [list(np.random.default_rng([step, rank]).standard_normal((3, 5), np.float32)) for rank in range(SIZE)]
+        order = [(0, 1, 2), (2, 0, 1)][step % 2]
+        before = [v.numpy() for v in variables]
+        optimizer.apply([tf.constant(of_all[RANK][i]) for i in order], [variables[i] for i in order])
+        votes = workers.votes(of_all)
+        for v, x, vote in zip(variables, before, votes, strict=True):
+            if kind == "Signum":
+                np.testing.assert_array_equal(v.numpy(), x - vote)
+    for slot, m in zip(tasks.momenta(optimizer), workers.m[RANK], strict=True):
+        np.testing.assert_array_equal(slot, m)
 
 
 def test_without_the_reduction_the_check_fails():
     """The check of all these tests is one that an optimizer without votes does not pass."""
-    if SIZE == 1:
-        pytest.skip("one rank needs no reduction")
     with pytest.raises(AssertionError):
-        check(hvs.Signum(0.01, 0.5), tasks.Simulation(beta=0.5))
+        check(hvs.Signum(0.01, 0.5), tasks.Simulation(HALF))
     MPI.COMM_WORLD.Barrier()
 
 
@@ -89,47 +125,8 @@ def test_adam_gets_votes_as_gradients():
         np.testing.assert_array_equal(value, other)
 
 
-def apply_to(optimizer, variables, gradients, in_graph=True):
-    def apply():
-        optimizer.apply(gradients, variables)
-
-    (tf.function(apply) if in_graph else apply)()
-
-
-@pytest.mark.parametrize("inner", ["sgd", "signum"])
-def test_overflow_on_one_rank_abstains_and_lowers_its_scale(inner):
-    if SIZE == 1:
-        pytest.skip("one rank alone leaves the step out")
-    optimizer = wrap(Scaled(SGD(1.0) if inner == "sgd" else hvs.Signum(1.0, 0.5), initial_scale=4.0))
-    x = keras.Variable([0.0, 0.0, 0.0])
-    # Rank 0 overflows at its first coordinate, and would be outvoted nowhere else if it voted alone.
-    mine = [np.inf, 8.0, 8.0] if RANK == 0 else [4.0, -4.0, 0.0]
-    apply_to(optimizer, [x], [tf.constant(mine, tf.float32)])
-    np.testing.assert_array_equal(x.numpy(), [-1.0, 1.0, 0.0])
-    assert float(optimizer.dynamic_scale.numpy()) == (2.0 if RANK == 0 else 4.0)
-    assert int(optimizer.iterations.numpy()) == 1
-    if inner == "signum":
-        momentum = optimizer.inner_optimizer.momentum_of([x]).slots[0].numpy()
-        np.testing.assert_array_equal(momentum, [0, 0, 0] if RANK == 0 else [0.5, -0.5, 0])
-
-
-@pytest.mark.parametrize("abstain", [True, False])
-def test_overflow_on_all_ranks_leaves_the_step_out(abstain):
-    optimizer = wrap(Scaled(hvs.SignSGD(1.0), initial_scale=4.0), abstain=abstain)
-    x = keras.Variable([0.0, 0.0])
-    apply_to(optimizer, [x], [tf.constant([np.nan, 1.0], tf.float32)])
-    np.testing.assert_array_equal(x.numpy(), [0.0, 0.0])
-    assert float(optimizer.dynamic_scale.numpy()) == 2.0
-    assert int(optimizer.iterations.numpy()) == 0
-
-
-def test_overflow_abstains_in_the_one_bit_vote_too():
-    if SIZE != 2:
-        pytest.skip("the other rank alone decides")
-    optimizer = wrap(Scaled(SGD(1.0), initial_scale=1.0), abstain=False)
-    x = keras.Variable([0.0, 0.0])
-    apply_to(optimizer, [x], [tf.constant([np.inf, 1.0] if RANK == 0 else [-1.0, -1.0], tf.float32)])
-    np.testing.assert_array_equal(x.numpy(), [1.0, 1.0])
+def apply_to(optimizer, variables, gradients):
+    tf.function(lambda: optimizer.apply(gradients, variables))()
 
 
 def stepper(optimizer, x):
@@ -137,6 +134,7 @@ def stepper(optimizer, x):
     return tf.function(lambda g: optimizer.apply([g], [x]))
 
 
+@pytest.mark.ranks(3)  # two voters beside the broken one
 @pytest.mark.parametrize("kind", ["SignSGD", "Signum"])
 def test_nan_and_inf_gradients_of_one_rank(kind):
     """NaN abstains and is counted, an infinity has its sign, neither enters a momentum."""
@@ -165,6 +163,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.ranks(3)  # one is hostile
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_just_under_half_of_the_ranks_are_hostile(kind):
     """A linear regression is learnt all the same."""
@@ -182,6 +181,7 @@ def test_just_under_half_of_the_ranks_are_hostile(kind):
     assert np.linalg.norm(w.numpy() - truth) < 0.1 * np.linalg.norm(truth)
 
 
+@pytest.mark.ranks(3)  # two that go on and then one alone
 def test_joined_ranks_abstain_with_counts():
     """Uneven data: rank r has r + 1 steps and then joins, so in the end the last rank votes alone."""
     of_all = [oracle.gradients(rank, 100, np.float32) for rank in range(SIZE)]
@@ -195,34 +195,55 @@ def test_joined_ranks_abstain_with_counts():
     np.testing.assert_array_equal(values, -np.cumsum(votes, 0))
 
 
-@pytest.mark.parametrize("in_graph", [True, False], ids=["graph", "eager"])
-def test_missing_and_sparse_gradients(in_graph):
+def test_missing_and_sparse_gradients():
+    """In a loop that executes eagerly; in a graph: tensorflow/test_tapes.py."""
     optimizer = wrap(hvs.SignSGD(1.0))
     table, unused, rare = keras.Variable(np.zeros((4, 2))), keras.Variable([3.0]), keras.Variable([0.0])
     sparse = tf.IndexedSlices(tf.ones((2, 2)), tf.constant([1, 1]), tf.constant([4, 2]))
     rare_gradient = tf.constant([-1.0]) if RANK == 0 else None
-    apply_to(optimizer, [table, unused, rare], [sparse, None, rare_gradient], in_graph)
+    optimizer.apply([sparse, None, rare_gradient], [table, unused, rare])
     np.testing.assert_array_equal(table.numpy(), [[0, 0], [-1, -1], [0, 0], [0, 0]])
     np.testing.assert_array_equal(unused.numpy(), [3.0])
     np.testing.assert_array_equal(rare.numpy(), [1.0])
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16", "bfloat16"])
+POLICIES = {"mixed_bfloat16": "float32", "mixed_float16": "float32", "bfloat16": "bfloat16"}
+
+
+@pytest.mark.parametrize("policy", POLICIES)
 def test_mixed_precision(policy):
+    """Each step is the simulation's, on the gradients that the model has: momenta in float32, weights rounded once."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)
+    keras.utils.set_random_seed(1)
     try:
         net = keras.Sequential(
             [keras.Input((4,)), keras.layers.Embedding(9, 3), keras.layers.Flatten(), keras.layers.Dense(2)]
         )
     finally:
         keras.config.set_dtype_policy(before)
-    optimizer = hvs.Signum(0.01)
-    net.compile(wrap(Scaled(optimizer) if policy == "mixed_float16" else optimizer), loss="mse")
-    random = np.random.default_rng(RANK)
-    callback = hvs.callbacks.BroadcastGlobalVariablesCallback(0)
-    net.fit(random.integers(0, 9, (16, 4)), random.random((16, 2)), batch_size=8, verbose=0, callbacks=[callback])
-    tasks.assert_replicas_identical([v.numpy() for v in net.weights])
+    variables, random = net.trainable_variables, np.random.default_rng(RANK)
+    assert {v.dtype for v in variables} == {POLICIES[policy]}
+    optimizer = hvs.Signum(0.01, 0.5)
+    scale = 4.0 if policy == "mixed_float16" else 1.0
+    optimizer = wrap(Scaled(optimizer, initial_scale=scale) if scale > 1 else optimizer)
+    optimizer.build(variables)
+    workers = Workers([v.numpy() for v in variables], SIZE, HALF)
+    for _ in range(3):
+        x, y = tf.constant(random.integers(0, 9, (8, 4))), tf.constant(random.standard_normal((8, 2)), tf.float32)
+        with tf.GradientTape() as tape:
+            loss = optimizer.scale_loss(tf.reduce_mean((tf.cast(net(x), tf.float32) - y) ** 2))
+        gradients = tape.gradient(loss, [v.value for v in variables])
+        mine = [tf.cast(tf.convert_to_tensor(g), tf.float32).numpy() / np.float32(scale) for g in gradients]
+        votes = workers.votes(MPI.COMM_WORLD.allgather(mine))
+        steps = [np.float32(0.01) * vote.astype(np.float32) for vote in votes]
+        expected = [tf.cast(tf.cast(v, tf.float32) - step, v.dtype) for v, step in zip(variables, steps, strict=True)]
+        optimizer.apply(gradients, variables)
+        for v, value in zip(variables, expected, strict=True):
+            np.testing.assert_array_equal(v.numpy(), value)
+    for slot, m in zip(tasks.momenta(optimizer), workers.m[RANK], strict=True):
+        assert slot.dtype == tf.float32
+        np.testing.assert_array_equal(slot, m)
 
 
 def test_loss_scaling_around_a_distributed_optimizer_is_refused():
@@ -233,8 +254,6 @@ def test_loss_scaling_around_a_distributed_optimizer_is_refused():
 
 @pytest.mark.parametrize("what", ["shape", "number", "order", "dtype", "options"])
 def test_different_variables_are_an_error_on_all_ranks(what):
-    if SIZE == 1:
-        pytest.skip("one rank agrees with itself")
     odd = RANK == SIZE - 1
     shapes, dtype = {"v0": (3, 4), "v1": (5,)}, "float64" if odd and what == "dtype" else "float32"
     if odd and what == "shape":
@@ -255,9 +274,8 @@ def test_different_variables_are_an_error_on_all_ranks(what):
         optimizer.apply([tf.ones(v.shape, v.dtype) for v in variables], variables)
 
 
+@pytest.mark.ranks(3)  # a set of two of them, and one of the other
 def test_process_sets():
-    if SIZE < 3:
-        pytest.skip("a set of two ranks needs a third")
     with process_sets(hvd, [0, 1], range(2, SIZE)) as (pair, others):
         mine = pair if RANK < 2 else others  # both vote at once, each on its own
         of_set = [oracle.gradients(rank, 500, np.float32) for rank in mine.ranks]
@@ -276,48 +294,3 @@ def test_process_sets():
         else:
             with pytest.raises(ValueError, match="not in the process set"):
                 gradient()
-
-
-def test_callbacks():
-    """Broadcast from the last rank, mean metrics, and a warm-up of the learning rate, batch by batch."""
-    net = tasks.model()
-    for v in net.trainable_variables:
-        v.assign(v + RANK)
-    rates = []
-    record = keras.callbacks.LambdaCallback(
-        on_train_batch_begin=lambda batch, logs: rates.append(float(net.optimizer.learning_rate.numpy()))
-    )
-    start = MPI.COMM_WORLD.bcast(tasks.values(net), SIZE - 1)
-    warmup = hvs.callbacks.LearningRateWarmupCallback(0.01, warmup_epochs=1)
-    callbacks = [
-        hvs.callbacks.BroadcastGlobalVariablesCallback(SIZE - 1),
-        keras.callbacks.LambdaCallback(
-            on_train_begin=lambda logs: [
-                np.testing.assert_array_equal(*pair) for pair in zip(tasks.values(net), start, strict=True)
-            ]
-        ),
-        hvs.callbacks.MetricAverageCallback(),
-        warmup,
-        record,
-    ]
-    history = tasks.fit(net, wrap(hvs.Signum(0.01)), callbacks).history
-    tasks.assert_replicas_identical([v.numpy() for v in [*net.weights, net.optimizer.iterations]])
-    tasks.assert_replicas_identical([np.array(history["loss"])])
-    steps = tasks.ROWS // tasks.BATCH
-    expected = [0.01 / SIZE * (1 + (batch + 1) / steps * (SIZE - 1)) for batch in range(steps)] + [0.01] * steps
-    np.testing.assert_allclose(rates, expected, rtol=1e-6)
-
-
-def test_saved_on_one_rank_and_loaded_on_all(tmp_path):
-    path = MPI.COMM_WORLD.bcast(str(tmp_path / "model.keras"))
-    net = tasks.model()
-    tasks.fit(net, wrap(hvs.Signum(0.01, 0.5)), epochs=1)
-    if RANK == 0:
-        net.save(path)
-    MPI.COMM_WORLD.Barrier()
-    loaded = hvs.load_model(path)
-    assert type(loaded.optimizer).__name__ == "Signum" and loaded.optimizer.momentum == 0.5
-    assert int(loaded.optimizer.iterations.numpy()) == tasks.ROWS // tasks.BATCH
-    x, y = tasks.data(RANK)
-    loaded.fit(x, y, batch_size=tasks.BATCH, shuffle=False, verbose=0)
-    tasks.assert_replicas_identical(tasks.values(loaded))

@@ -2,9 +2,13 @@
 
 import keras
 import numpy as np
-import oracle
+import simulation
 from mpi4py import MPI
 from ranks import RANK, SIZE
+
+from horovod_sign.tensorflow.keras import Signum
+from horovod_sign.tensorflow.keras.distributed import inner_optimizer, is_distributed
+from horovod_sign.tensorflow.keras.momenta import Momenta
 
 ROWS, BATCH, EPOCHS = 24, 8, 2
 
@@ -34,6 +38,14 @@ def values(net: keras.Model) -> list[np.ndarray]:
     return [np.array(v.numpy()) for v in net.trainable_variables]
 
 
+def momenta(optimizer) -> list:
+    """The variables that this rank votes by, also where steps are accumulated."""
+    inner = inner_optimizer(optimizer)
+    if isinstance(inner, Signum):
+        return inner.momentum_of(inner._trainable_variables).slots
+    return Momenta(optimizer).slots if is_distributed(optimizer) else []
+
+
 def assert_replicas_identical(arrays):
     """All ranks have these arrays, bit for bit."""
     of_all = MPI.COMM_WORLD.allgather([np.asarray(a).tobytes() for a in arrays])
@@ -41,36 +53,42 @@ def assert_replicas_identical(arrays):
 
 
 class Simulation:
-    """Training the model by majority vote: x <- x - lr (vote + weight_decay x)."""
+    """Training the model by majority vote, as `fit` does.
 
-    def __init__(self, lr=0.01, beta=0.0, weight_decay=0.0, accumulate=1, abstain=True):
-        self.x = values(model())
-        self._lr, self._beta, self._decay = np.float32(lr), beta, np.float32(weight_decay)
-        self._accumulate, self._abstain = accumulate, abstain
-        self._m = [[np.zeros_like(x) for x in self.x] for _ in range(SIZE)]
-        self._pending = []
+    Args:
+        rule: what the workers vote on.
+        accumulate: batches whose mean gradient is voted on.
+        options: of `simulation.Simulation`.
+    """
 
-    def train(self, epochs=EPOCHS) -> list[np.ndarray]:
-        """The variables after training as `fit` does."""
+    def __init__(self, rule=simulation.SIGNSGD, accumulate: int = 1, **options):
+        self._simulated = simulation.Simulation(values(model()), SIZE, 0.01, rule, **options)
+        self._accumulate, self._pending = accumulate, []
+
+    @property
+    def momenta(self) -> list[np.ndarray]:
+        """This rank's."""
+        return self._simulated.workers.m[RANK]
+
+    def train(self, epochs: int = EPOCHS) -> list[np.ndarray]:
+        """The variables after training."""
         for _ in range(epochs):
             for start in range(0, ROWS, BATCH):
                 self._batch([self._gradients(*(a[start : start + BATCH] for a in data(rank))) for rank in range(SIZE)])
-        return self.x
+        return self._simulated.x
 
     def _gradients(self, x, y):
-        error = 2 * (x @ self.x[0] + self.x[1] - y) / y.size
+        kernel, bias = self._simulated.x
+        error = 2 * (x @ kernel + bias - y) / y.size
         return [x.T @ error, error.sum(0)]
 
     def _batch(self, of_all):
         self._pending.append(of_all)
         if len(self._pending) < self._accumulate:
             return
-        for i, x in enumerate(self.x):
-            ballots = [self._ballot(rank, i) for rank in range(SIZE)]
-            self.x[i] = x - self._lr * (oracle.vote(ballots, self._abstain) + self._decay * x)
+        passes = np.float32(self._accumulate)
+        means = [
+            [sum(of_rank[rank][i] for of_rank in self._pending) / passes for i in range(2)] for rank in range(SIZE)
+        ]
+        self._simulated.step(means)
         self._pending = []
-
-    def _ballot(self, rank, i):
-        g = sum(of_all[rank][i] for of_all in self._pending) / np.float32(self._accumulate)
-        self._m[rank][i] = np.float32(self._beta) * self._m[rank][i] + np.float32(1 - self._beta) * g
-        return self._m[rank][i]

@@ -56,7 +56,7 @@ def assert_equal(votes, expected):
 KINDS = {
     "default": (lambda: None, simulation.SIGNSGD, True),
     "signum": (lambda: hvs.Compression.signum(0.9), simulation.signum(0.9), False),
-    "warmup": (lambda: hvs.Compression.signum(0.5, warmup=True), simulation.signum(0.5, 1), True),
+    "warmup": (lambda: hvs.Compression.signum(0.75, warmup=True), simulation.signum(0.75, 2), True),
 }
 
 
@@ -85,10 +85,10 @@ def test_two_models_with_one_compression_do_not_mix():
 
 
 def test_tape_votes_once_in_two_passes():
-    """Also with a warm-up, which is one vote long and not one pass."""
-    compression = hvs.Compression.signum(0.5, warmup=True)
+    """Also with a warm-up, which is two votes long and not two passes."""
+    compression = hvs.Compression.signum(0.75, warmup=True)
     task = Task()
-    simulated = workers(task, simulation.signum(0.5, 1))
+    simulated = workers(task, simulation.signum(0.75, 2))
     step = task.stepper(
         lambda tape: hvs.DistributedGradientTape(tape, compression=compression, backward_passes_per_step=2), True
     )

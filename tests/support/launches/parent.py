@@ -33,6 +33,8 @@ def key_of(item) -> Key | None:
         return None
     if item.get_closest_marker("ranks") is None and getattr(item.module, "RANKS", None) is None:
         return None  # a parameter of the test's own
+    if not isinstance(callspec.params["ranks"], int):
+        return None  # no count is left by --ranks: pytest skips it
     ranks, path = callspec.params["ranks"], item.path
     if getattr(item.module, "OWN_LAUNCH", False):
         return Key("none", ranks, str(path))

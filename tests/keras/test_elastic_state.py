@@ -1,0 +1,125 @@
+"""The state of an elastic job, without the job: commits, going back, and what all ranks then have in common."""
+
+import horovod.tensorflow as hvd
+import keras
+import keras_tasks as tasks
+import numpy as np
+import pytest
+import tensorflow as tf
+from horovod.common.exceptions import HorovodInternalError
+from mpi4py import MPI
+from ranks import RANK, SIZE
+
+import horovod_sign.tensorflow.keras as hvs
+from horovod_sign.tensorflow.keras import elastic
+from horovod_sign.tensorflow.keras.momenta import Momenta
+
+RANKS = (2,)  # each with momenta of its own; jobs whose ranks come and go: launch/test_elastic.py
+
+KINDS = {
+    "Signum": lambda: hvs.DistributedOptimizer(hvs.Signum(0.01, 0.5)),
+    "Adam": lambda: hvs.DistributedOptimizer(keras.optimizers.Adam(0.01), compression=hvs.Compression.signum(0.5)),
+}
+
+
+def everything(net) -> list[np.ndarray]:
+    own = Momenta(net.optimizer)
+    return [np.array(v) for v in (*net.weights, *net.optimizer.variables, *own.slots, *own.counters)]
+
+
+def equal(left, right) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(left, right, strict=True))
+
+
+def go_on(net, callbacks=()):
+    x, y = tasks.data(RANK)
+    net.fit(x, y, batch_size=tasks.BATCH, shuffle=False, verbose=0, callbacks=list(callbacks))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_commit_has_each_rank_s_own_momenta(kind):
+    net = tasks.model()
+    net.compile(KINDS[kind](), loss="mse")
+    state = elastic.KerasState(net, epoch=0)
+    start = everything(net)
+    go_on(net, [elastic.UpdateEpochStateCallback(state)])
+    assert state.epoch == 1
+    state.restore()
+    assert state.epoch == 0 and equal(everything(net), start)
+    go_on(net, [elastic.UpdateEpochStateCallback(state)])
+    state.commit()
+    committed = everything(net)
+    go_on(net)
+    state.epoch = 7
+    assert not any(np.array_equal(a, b) for a, b in zip(Momenta(net.optimizer).slots, committed[-3:], strict=False))
+    state.restore()
+    assert state.epoch == 1 and equal(everything(net), committed)
+    # All have rank 0's weights and values, and their own momenta, which then are what a failure goes back to.
+    for v in net.trainable_variables:
+        v.assign(v + RANK)
+    state.epoch += RANK
+    own = [slot.numpy() for slot in Momenta(net.optimizer).slots]
+    weights = MPI.COMM_WORLD.bcast(tasks.values(net))
+    state.sync()
+    synchronised = everything(net)
+    assert state.epoch == 1 and equal(tasks.values(net), weights)
+    assert equal([slot.numpy() for slot in Momenta(net.optimizer).slots], own)
+    assert len(set(MPI.COMM_WORLD.allgather(own[0].tobytes()))) == SIZE
+    go_on(net)
+    state.restore()
+    assert equal(everything(net), synchronised)
+
+
+def test_a_reset_drops_sums_and_asks_anew():
+    """Half a vote is void; what was traced is for the ranks of that time."""
+    optimizer = hvs.DistributedOptimizer(hvs.SignSGD(1.0), backward_passes_per_step=2)
+    net = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")])
+    net.compile(optimizer, loss=lambda y, out: tf.reduce_sum(y * out))
+    state = elastic.KerasState(net)
+
+    def batch(gradient):
+        net.fit(np.ones((1, 1)), np.full((1, 1), gradient, np.float32), verbose=0)
+
+    batch(-1.0), batch(-1.0)
+    function = net.train_function
+    batch(100.0)
+    state.reset()
+    assert net.train_function is not function
+    assert optimizer.vote_statistics().step == 1 and np.isnan(optimizer.vote_statistics().mean_agreement)
+    batch(-1.0)
+    np.testing.assert_array_equal(tasks.values(net)[0], [[2.0]])
+
+
+class Commits:
+    """What a state's callback asks of it."""
+
+    def __init__(self):
+        self.epoch, self.commits = 0, 0
+
+    def commit(self):
+        self.commits += 1
+
+
+@pytest.mark.ranks(1)  # each rank for itself
+def test_how_often_is_committed():
+    state, commits = Commits(), []
+    callback = elastic.CommitStateCallback(state, batches_per_commit=2)
+    for _ in range(2):  # training anew counts anew
+        callback.on_train_begin()
+        for batch in range(5):
+            callback.on_train_batch_end(batch)
+            commits.append(state.commits)
+        callback.on_epoch_end(0)
+    assert commits == [0, 1, 1, 2, 2, 3, 4, 4, 5, 5] and state.commits == 6
+
+
+@pytest.mark.ranks(1)  # an error that is raised here
+@pytest.mark.parametrize("error", [tf.errors.UnknownError, tf.errors.AbortedError])
+def test_what_is_taken_for_the_loss_of_a_rank(error):
+    with pytest.raises(HorovodInternalError, match="has been shut down"), elastic._failures():
+        raise error(None, None, "Horovod has been shut down")
+    with pytest.raises(error), elastic._failures():
+        raise error(None, None, "out of memory")
+    with pytest.raises(ValueError), elastic._failures():
+        raise ValueError("Horovod is not initialized")
+    assert hvd.is_initialized()
