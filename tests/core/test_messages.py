@@ -54,6 +54,13 @@ def test_what_are_not_messages_of_this_vote_is_refused(wrong):
         messages.parse(WRONG[wrong](good), [2, 2])
 
 
+@pytest.mark.parametrize("message", [bits(0), bits(3, *range(6))], ids=["no planes", "three planes"])
+def test_messages_have_one_plane_or_two(message):
+    """Also where the length would be right."""
+    with pytest.raises(RuntimeError, match="are not 1 messages of this vote"):
+        messages.parse(message, [2])
+
+
 def test_fields_end_with_the_voter():
     words = messages.encode_fields(Planes(np.zeros(8, np.uint8)), 4)
     assert words[-1] == 1 and len(words) == 8 * 4 // 8 + 1
