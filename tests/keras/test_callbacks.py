@@ -38,6 +38,7 @@ def test_metrics_become_means():
 
 
 @pytest.mark.ranks(3)  # a set of two of them
+@pytest.mark.limit(30)  # where the other is asked too, they wait for it
 def test_within_a_process_set():
     net = compiled()
     for v in net.trainable_variables:

@@ -85,6 +85,7 @@ def test_config_round_trip():
     optimizer = hvs.Signum(0.01, 0.8, weight_decay=0.1, warmup=True, gradient_accumulation_steps=2, name="mine")
     copy = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
     assert type(copy) is hvs.Signum and copy.get_config() == optimizer.get_config()
+    assert (copy.momentum, copy.warmup, copy.gradient_accumulation_steps) == (0.8, True, 2)
 
 
 @pytest.mark.parametrize(
