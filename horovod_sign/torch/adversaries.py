@@ -16,7 +16,7 @@ import torch
 
 KINDS: dict[str, Callable[[torch.Tensor, torch.Generator], torch.Tensor]] = {
     "flipped": lambda g, _: -g,
-    "random": lambda g, generator: torch.randn(g.shape, generator=generator).to(g),
+    "random": lambda g, generator: torch.randn(g.shape, generator=generator, device="cpu").to(g),
     "constant": lambda g, _: torch.ones_like(g),
     "silent": lambda g, _: torch.zeros_like(g),
     "nan": lambda g, _: torch.full_like(g, float("nan")),
@@ -42,7 +42,7 @@ def corrupt(parameters: Iterable[torch.Tensor], kind: str, seed: int = 0, every:
     """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(map(repr, KINDS))}, got {kind!r}")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     return [p.register_hook(_Corruption(KINDS[kind], generator, every)) for p in parameters if p.requires_grad]
 
 

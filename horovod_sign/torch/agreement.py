@@ -26,7 +26,7 @@ def agree(lines: list[str], error: Exception | None, process_set) -> str:
     at = process_set.process_set_id
     name = f"horovod_sign.torch.set{at}"
     record = torch.from_numpy(encode_record("\n".join(lines), error).copy())
-    number = torch.tensor([_numbers.get(at, 0)]).view(torch.uint8)
+    number = torch.tensor([_numbers.get(at, 0)], device="cpu").view(torch.uint8)
     records = hvd.allgather(torch.cat([number, record]), name=f"{name}.agree", process_set=process_set)
     records = records.reshape(process_set.size(), -1)
     number = int(records[:, : len(number)].contiguous().view(torch.int64).max())
@@ -56,7 +56,7 @@ def describe(names: dict[torch.Tensor, str]) -> list[str]:
 def _allgather_lines(lines: list[str], process_set, name: str) -> list[list[str]]:
     # Horovod's allgather_object knows no process sets.
     text = torch.frombuffer(bytearray("\n".join(lines).encode(errors="backslashreplace")), dtype=torch.uint8)
-    lengths = hvd.allgather(torch.tensor([len(text)]), name=f"{name}.lengths", process_set=process_set)
+    lengths = hvd.allgather(torch.tensor([len(text)], device="cpu"), name=f"{name}.lengths", process_set=process_set)
     texts = hvd.allgather(text, name=f"{name}.lines", process_set=process_set).split(lengths.tolist())
     return [bytes(each.numpy()).decode().split("\n") for each in texts]
 

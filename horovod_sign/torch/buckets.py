@@ -52,6 +52,7 @@ class Slot:
     """
 
     __slots__ = (
+        "__weakref__",
         "bucket",
         "group",
         "index",

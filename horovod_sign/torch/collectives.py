@@ -21,7 +21,7 @@ class HorovodCollectives:
 
     def start(self, request: Request, name: str) -> int:
         if isinstance(request, Alltoall):
-            lengths = torch.tensor(request.lengths, dtype=torch.int32)
+            lengths = torch.tensor(request.lengths, dtype=torch.int32, device="cpu")
             return hvd.alltoall_async(torch.from_numpy(request.buffer), lengths, name, self._process_set)
         if isinstance(request, Allgather):
             return hvd.allgather_async(torch.from_numpy(request.buffer), name, self._process_set)

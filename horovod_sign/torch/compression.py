@@ -25,6 +25,8 @@ class SignCompressor:
         self._parameters = None if named_parameters is None else [p for _, p in named_parameters]
         self._states: dict[torch.Tensor, dict] = {}
 
+    # Dynamo would trace into the kernels, whose addresses it takes for numbers.
+    @torch.compiler.disable
     def compress(self, tensor: torch.Tensor):
         """The fields of this rank's ballot, as int64 words, and what `decompress` needs."""
         voted = tensor
@@ -35,6 +37,7 @@ class SignCompressor:
         words = messages.encode_fields(ballot, counts_bits(hvd.size()))
         return torch.from_numpy(words), _Context(tensor.shape, tensor.dtype, tensor.device, ballot)
 
+    @torch.compiler.disable
     def decompress(self, tensor: torch.Tensor, ctx) -> torch.Tensor:
         """The vote in the summed words, in the shape and dtype of the gradient."""
         if ctx is None:

@@ -227,7 +227,7 @@ class DirectCollectives:
     def _ask(self, number: int):
         if number not in self._questions:
             name = f"{self._name}.{number}"
-            self._questions[number] = hvd.allreduce_async(torch.ones(1), name=name, op=hvd.Sum)
+            self._questions[number] = hvd.allreduce_async(torch.ones(1, device="cpu"), name=name, op=hvd.Sum)
 
     def _may_conclude(self, number: int) -> bool:
         handle = self._questions[number]

@@ -2,7 +2,6 @@
 
 import functools
 import warnings
-import weakref
 from contextlib import contextmanager
 
 import horovod.torch as hvd
@@ -26,6 +25,7 @@ from horovod_sign.torch.compression import SignCompressor
 from horovod_sign.torch.foreign import load_own
 from horovod_sign.torch.optimizers import SignOptimizer, momentum_buffer, take_step
 from horovod_sign.torch.pipeline import OTHER_LOSS
+from horovod_sign.torch.spent import Spent
 from horovod_sign.torch.votes import Options, Votes
 
 _SYNCHRONIZED_TWICE = (
@@ -175,7 +175,7 @@ def _wrap(optimizer, rule: Rule):
     wrapped._base = type(optimizer)
     wrapped._rule = rule
     wrapped._sign_states = {}
-    wrapped._spent = []
+    wrapped._spent = Spent()
     wrapped._synchronized, wrapped._should_synchronize, wrapped._skip = False, True, False
     return wrapped
 
@@ -195,6 +195,7 @@ class _Distributed:
         """Abstentions, ties, NaN, agreement and bytes of the last step, seen from this rank."""
         return self._votes.monitor.latest
 
+    @torch.compiler.disable  # Dynamo would trace into the kernels, whose addresses it takes for numbers
     def step(self, closure=None):
         """Votes, if `synchronize` has not, and takes a step; returns the loss of `closure`, if there is one."""
         self._votes.scaling.check_step(self)
@@ -206,6 +207,7 @@ class _Distributed:
     # torch gives the step of each class hooks once, at the latest when a state is loaded; the class below has them.
     step.hooked = True
 
+    @torch.compiler.disable
     def synchronize(self):
         """Makes the votes the gradients of the parameters, to be changed before a `step` in `skip_synchronize`."""
         if self._may_vote():
@@ -235,7 +237,7 @@ class _Distributed:
         """What a step begins with: the vote, which in `skip_synchronize` must have been taken."""
         if self._should_synchronize:
             if self._synchronized:
-                warnings.warn(_SYNCHRONIZED_TWICE, stacklevel=3)
+                warnings.warn(_SYNCHRONIZED_TWICE, stacklevel=5)
                 self._synchronized = False
             self._vote_before_step()
         elif not (self._synchronized and self._votes.pipeline.untouched):
@@ -298,31 +300,22 @@ class _VotesAsGradients:
         return self._sign_states.setdefault(p, {})
 
     def _vote_before_step(self):
-        if self._spent and self._votes.pipeline.untouched and all(self._is_spent(*each) for each in self._spent):
+        if self._votes.pipeline.untouched and self._spent.unchanged():
             raise RuntimeError(_SPENT)
         self.synchronize()
 
     def _step_by_vote(self):
         self._base.step(self)
-        self._note_spent()
+        self._spent.note(self.param_groups)
 
     def _step_with(self, closure):
         plain = takes_plain_steps(self._base)
         if not plain and self._votes.new_gradients():
             self.vote_on_gradients()  # it may look at them before it evaluates the closure
         loss = self._base.step(self, VotedClosure(self, closure, plain))
-        self._note_spent()
+        self._spent.note(self.param_groups)
         self._synchronized = False
         return loss
-
-    def _note_spent(self):
-        parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-        self._spent = [(p, weakref.ref(p.grad), p.grad._version) for p in parameters]
-
-    @staticmethod
-    def _is_spent(p: torch.Tensor, left: weakref.ref, version: int) -> bool:
-        """Whether the gradient is still what the last step left there."""
-        return p.grad is not None and p.grad is left() and p.grad._version == version
 
     def state_dict(self) -> dict:
         """The optimizer's, and under "horovod_sign" the momentum that this rank votes by, if there is one."""
@@ -348,7 +341,7 @@ class _VotesAsGradients:
                 state = self._sign_states[p]
                 state["step"] = saved.get("step", 0)
                 if self._rule.has_momentum:
-                    momentum_buffer(p, state).copy_(saved.get("momentum_buffer", torch.zeros(())))
+                    momentum_buffer(p, state).copy_(saved.get("momentum_buffer", torch.zeros((), device="cpu")))
 
 
 class _SignStep:

@@ -59,7 +59,7 @@ def _momenta(optimizer) -> list[torch.Tensor]:
 def _share_momenta(optimizer, kept: list[torch.Tensor], name: str):
     """Gives each rank with a history its momenta back, and the mean of them to those without."""
     old = optimizer._votes.has_history
-    number = int(hvd.allreduce(torch.tensor([int(old)]), name=f"{name}.number", op=hvd.Sum))
+    number = int(hvd.allreduce(torch.tensor([int(old)], device="cpu"), name=f"{name}.number", op=hvd.Sum))
     steps = hvd.broadcast_object([state.get("step", 0) for state in _states(optimizer)], name=f"{name}.steps")
     for i, (state, momentum, step) in enumerate(zip(_states(optimizer), kept, steps, strict=True)):
         if 0 < number < hvd.size():

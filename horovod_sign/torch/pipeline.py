@@ -94,7 +94,9 @@ class Pipeline:
                 slot.passes_left, p = self.passes, slot.parameter
                 if p in _hooks:  # an optimizer made earlier votes on it at its steps, if it still has any
                     _hooks[p].remove()
-                _hooks[p] = p.register_post_accumulate_grad_hook(functools.partial(self._gradient_ready, slot))
+                # Weak: torch hides what a hook holds from the garbage collector, and a slot holds its parameter.
+                hook = functools.partial(_gradient_ready, weakref.ref(self), weakref.ref(slot))
+                _hooks[p] = p.register_post_accumulate_grad_hook(hook)
 
     def restart(self, collectives: Collectives, name: str):
         """Forgets what is under way and goes on with other ranks, when Horovod has been initialised anew."""
@@ -288,3 +290,11 @@ def _no_pass() -> None:
 
 def _no_notice() -> bool:
     return False
+
+
+@torch.compiler.disable  # of compiled autograd
+def _gradient_ready(pipeline: weakref.ref, slot: weakref.ref, p: torch.Tensor):
+    """The hook of a parameter, as long as there is an optimizer that votes on it."""
+    pipeline, slot = pipeline(), slot()
+    if pipeline is not None and slot is not None:
+        pipeline._gradient_ready(slot, p)

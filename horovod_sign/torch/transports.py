@@ -32,12 +32,12 @@ def carriers(parameters, options, name: str, agreed: bool, nodes: Nodes | None =
     if nodes is not None:
         return choose(coordinates, engine.size, options.abstain, can_go_direct=False), engine
     able = int(all(map(has_kernels, parameters)) and direct.available(options.process_set))
-    able = torch.tensor([able])
+    able = torch.tensor([able], device="cpu")
     able = bool(hvd.allreduce(able, name=f"{name}.able", op=hvd.Min, process_set=options.process_set))
     way = choose(coordinates, engine.size, options.abstain, able)
     if way != "direct":
         return way, engine
-    free = torch.tensor(direct.communicators.free())  # as long on all ranks
+    free = torch.tensor(direct.communicators.free(), device="cpu")  # as long on all ranks
     if len(free):
         free = hvd.allreduce(free, name=f"{name}.free", op=hvd.Min)
     return "exchange", direct.DirectCollectives(name, free.tolist())

@@ -117,7 +117,7 @@ class Votes:
             self.change()  # there are no votes yet to carry notices
         self.pipeline.check_parameters()
         if self.pipeline.edited():
-            warnings.warn(_EDITED, stacklevel=4)
+            warnings.warn(_EDITED, stacklevel=8)
         self.replicas.begin()
         return self.scaling.settle(self._optimizer)
 
