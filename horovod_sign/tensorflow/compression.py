@@ -46,12 +46,12 @@ class SignCompressor:
         Raises:
             ValueError: several lists of variables were voted on with it.
         """
-        if len(self.memories) > 1:
+        elections = [memory.election for memory in self.memories.values()]
+        if len({id(election.counters) for election in elections}) > 1:
             raise ValueError(
                 "this compression has voted on several lists of variables: give the tapes of each a compression of "
                 "their own"
             )
-        elections = [memory.election for memory in self.memories.values()]
         return elections[0].counters.statistics(elections[0].size) if elections else VoteStatistics()
 
     @property

@@ -78,6 +78,7 @@ class Election:
     Attributes:
         counters: what happened in the votes.
         name: what the names of its Horovod ops begin with; from `prepare` on.
+        scaled: set to True if before each vote the ranks tell each other who overflowed.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class Election:
         self.rule, self.abstain = rule, abstain
         self._process_set, self._transport = process_set, transport
         self.counters = Counters() if instead_of is None else instead_of.counters
-        self._instead_of, self._first_request = instead_of, None
+        self._instead_of, self._requests, self._eager, self.scaled = instead_of, [], False, False
         self._missing_everywhere: list[bool] | None = None
         self._warned: set[str] = set()
         _elections.add(self)
@@ -137,7 +138,7 @@ class Election:
         votes = [None if none else tf.zeros(v.shape, v.dtype) for none, v in zip(absent, variables, strict=True)]
         counted = [tf.zeros_like(self.counters.latest)]
         voted_on = sum(v.count for v, none in zip(variables, absent, strict=True) if not none)
-        protocol = PROTOCOLS[self._way(voted_on)]
+        protocol, self._eager = PROTOCOLS[self._way(voted_on)], tf.executing_eagerly()
         for number, bucket in enumerate(_buckets(variables, absent)):
             pick = [_present(gradients[i], variables[i]) for i in bucket]
             slots = None if momentum is None else [momentum.slots[i] for i in bucket]
@@ -166,13 +167,15 @@ class Election:
 
     def _leave_former(self):
         former, self._instead_of = self._instead_of, None
-        if former is not None and former._first_request is not None and self.size > 1:
+        if former is not None and former._requests and self.size > 1:
+            counted, widths = former._requests[0][0], [width for _, width in former._requests]
+            left = farewell.Former(former.name, counted, former._eager, former.scaled, widths)
             with tf.init_scope():
-                farewell.say(former._first_request, f"{former.name}.0.0", self._process_set, self.size)
+                farewell.say(left, self._process_set, self.size)
 
     def lapse(self):
         """Forgets what the ranks have agreed on. What has been traced must be traced again."""
-        self._missing_everywhere = self._first_request = None
+        self._missing_everywhere, self._requests = None, []
         self.counters.forget_mean()
 
     @staticmethod
@@ -194,8 +197,7 @@ class Election:
         ballot = self._pack(gradients, slots, on_gradient, abstaining)
         running = protocol(ballot, self.rank, self.size, not self.abstain, messages)
         decided, sent = carry_out(running, self._process_set, f"{self.name}.{number}", self.rank, self.size)
-        if number == 0:
-            self._first_request = farewell.First(protocol is PROTOCOLS["counts"], ballot.sign.shape[0])
+        self._requests[number:] = [(protocol is PROTOCOLS["counts"], ballot.sign.shape[0])]
         layout = tuple((tuple(g.shape), g.dtype) for g in gradients)
         counts = count(ballot, decided, sum(g.shape.num_elements() for g in gradients))
         # NaN abstains, so that most steps need no look at the gradients to know that there is none.

@@ -23,24 +23,29 @@ _LEFT = (
 )
 
 
-class First(NamedTuple):
-    """The first request of an election's votes.
+class Former(NamedTuple):
+    """The first requests of an election's votes.
 
     Attributes:
-        counted: whether it is the allreduce of counts; else the alltoall of an exchange.
-        width: bytes of the ballot's sign plane.
+        name: what the names of its Horovod ops begin with.
+        counted: whether they are allreduces of counts; else alltoalls of exchanges.
+        eager: whether the votes are executed eagerly, one bucket after the other; else they begin together.
+        scaled: whether the ranks first tell each other who overflowed.
+        widths: for each bucket the bytes of the ballot's sign plane.
     """
 
+    name: str
     counted: bool
-    width: int
+    eager: bool
+    scaled: bool
+    widths: list[int]
 
 
-def say(first: First, name: str, process_set, size: int):
+def say(former: Former, process_set, size: int):
     """Leaves a vote. A collective of all ranks, whether they leave or vote. Executes eagerly.
 
     Args:
-        first: the first request of the former vote.
-        name: of its Horovod op.
+        former: what is left.
         process_set, size: Horovod's, of the ranks that vote, and how many they are.
 
     Raises:
@@ -48,22 +53,26 @@ def say(first: First, name: str, process_set, size: int):
     """
 
     def leave():
-        if first.counted:
-            words = np.zeros(first.width * counts_bits(size) // 8 + 1, np.int64)
-            words[-1] = _NO_VOTER
-            summed = hvd.allreduce(
-                tf.constant(words), op=hvd.Sum, name=name, ignore_name_scope=True, process_set=process_set
-            )
-            return summed[-1] % _NO_VOTER == 0
-        farewells = tf.fill([size], np.uint8(_NO_PLANES))
-        received, lengths = hvd.alltoall(
-            farewells, tf.ones([size], tf.int32), name=name, ignore_name_scope=True, process_set=process_set
-        )
-        return tf.reduce_all(_heads(received, lengths) == _NO_PLANES)
+        options = {"ignore_name_scope": True, "process_set": process_set}
+        all_left = []
+        if former.scaled:
+            heard = hvd.allreduce(tf.constant(0), op=hvd.Sum, name=f"{former.name}.finite", **options)
+            all_left.append(heard >= 0)
+        for number, width in enumerate(former.widths[:1] if former.eager else former.widths):
+            name = f"{former.name}.{number}.0"
+            if former.counted:
+                words = np.zeros(width * counts_bits(size) // 8 + 1, np.int64)
+                words[-1] = _NO_VOTER
+                summed = hvd.allreduce(tf.constant(words), op=hvd.Sum, name=name, **options)
+                all_left.append(summed[-1] % _NO_VOTER == 0)
+            else:
+                farewells = tf.fill([size], np.uint8(_NO_PLANES))
+                received, lengths = hvd.alltoall(farewells, tf.ones([size], tf.int32), name=name, **options)
+                all_left.append(tf.reduce_all(_heads(received, lengths) == _NO_PLANES))
+        return tf.reduce_all(tf.stack(all_left))
 
-    # A graph of its own: Horovod does not know the names of ops that are executed eagerly.
-    all_left = bool(tf.function(leave, autograph=False)())
-    if not all_left:
+    # Horovod does not know the names of ops that are executed eagerly: so in a graph exactly if the others are in one.
+    if not bool(leave() if former.eager else tf.function(leave, autograph=False)()):
         raise ValueError(_LEFT)
 
 

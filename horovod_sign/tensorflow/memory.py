@@ -23,6 +23,20 @@ class OwnMomentum:
             self.slots = [tf.Variable(tf.zeros(shape), trainable=False, name="sign_momentum") for shape in shapes]
             self.votes = tf.Variable(0, trainable=False, dtype=tf.int64, name="sign_votes")
 
+    def of_others(self, rule: Rule, shapes: list[tuple[int, ...]], places: list[int | None]) -> "OwnMomentum":
+        """The momenta of another list of variables.
+
+        Args:
+            rule: what they are for.
+            shapes: the variables' shapes.
+            places: for each variable its place among these, whose momentum it shares; None: it is new.
+        """
+        missing = iter(OwnMomentum(rule, [s for s, place in zip(shapes, places, strict=True) if place is None]).slots)
+        others = OwnMomentum(rule, [])
+        others.slots = [next(missing) if place is None else self.slots[place] for place in places]
+        others.votes = self.votes
+        return others
+
     def next(self, indices) -> Momentum:
         """The momenta of these variables for the next vote. Counts it."""
         before = self.votes.assign_add(1) - 1

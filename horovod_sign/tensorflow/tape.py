@@ -126,13 +126,25 @@ class _Options(tuple):
 
 
 class _TapeMemory:
-    """What a compression remembers for one list of variables."""
+    """What a compression remembers for one list of variables.
 
-    def __init__(self, rule, coordinates, labels, process_set, abstain, transport, passes):
+    Args:
+        rule: what each worker votes on.
+        coordinates, labels: of the variables.
+        places: for each variable its place in the list of `former`, or None.
+        former: the memory of the latest list that has some of these variables (layers have been frozen, say): they keep
+            their momenta.
+        process_set, abstain, transport, passes: the tape's options.
+    """
+
+    def __init__(self, rule, coordinates, labels, places, former, process_set, abstain, transport, passes):
         self._coordinates, self._labels, self._passes = coordinates, labels, passes
         self._process_set = process_set
-        self.election = Election(rule, process_set, abstain, transport)
-        self._momentum = OwnMomentum(rule, [v.shape for v in coordinates]) if rule.has_momentum else None
+        self.election = Election(rule, process_set, abstain, transport, former and former.election)
+        self._momentum = None
+        if rule.has_momentum:
+            shapes, kept = [v.shape for v in coordinates], former and former._momentum
+            self._momentum = OwnMomentum(rule, shapes) if former is None else kept.of_others(rule, shapes, places)
         self._sums = Sums(coordinates) if passes > 1 else None
         if self._sums:
             with tf.init_scope():
@@ -146,6 +158,7 @@ class _TapeMemory:
         gradients = [self.election.dense(g, v) for g, v in zip(gradients, self._coordinates, strict=True)]
         present, name = [g for g in gradients if g is not None], f"{self.election.name}.finite"
         scale = Scale(scaler, present, name, self._process_set, self.election.size)
+        self.election.scaled = scale.abstaining is not None
         gradients = scale.unscaled(gradients)
         if self._sums is None:
             return scale.scaled(self._elect(gradients, scale.abstaining))
@@ -188,10 +201,22 @@ def _remembered(compression, variables, gradients, options) -> _TapeMemory:
     labels = [getattr(v, "name", f"number {i}") if own else f"number {i}" for i, v in enumerate(variables)]
     key = (tuple(map(id, variables)) if own else tuple(coordinates), options)
     if key not in compression.memories:
-        compression.memories[key] = _TapeMemory(compression.rule, coordinates, labels, *options)
+        former, places = _former(compression, key) if own else (None, [])
+        memory = _TapeMemory(compression.rule, coordinates, labels, places, former, *options)
+        compression.memories[key] = memory
         for v in variables if own else ():
             weakref.finalize(v, compression.memories.pop, key, None)
     return compression.memories[key]
+
+
+def _former(compression, key):
+    """The latest memory with some of these variables, for the same options, and the variables' places there."""
+    variables, options = key
+    for (others, same), memory in reversed(compression.memories.items()):
+        places = [others.index(v) if v in others else None for v in variables]
+        if same == options and any(place is not None for place in places):
+            return memory, places
+    return None, []
 
 
 def _underlying(source):

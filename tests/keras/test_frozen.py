@@ -9,6 +9,7 @@ import tensorflow as tf
 from ranks import LAST, RANK, SIZE
 
 import horovod_sign.tensorflow.keras as hvs
+from horovod_sign.tensorflow import election
 
 RANKS = (3,)  # with two ranks that go on, a vote among them would be decided; one alone votes without messages
 
@@ -109,19 +110,29 @@ def test_fit_with_layers_frozen_and_unfrozen(optimizer):
         tasks.assert_replicas_identical([w.numpy() for w in net.weights])
 
 
-@pytest.mark.parametrize("transport", ["exchange", "counts", "auto"])
-@pytest.mark.parametrize("what", ["frozen", "unfrozen", "unknown"])
-def test_on_one_rank_alone_is_an_error_on_all_ranks(what, transport):
+ALONE = {
+    "frozen": ("Signum", 2**24),
+    "unfrozen": ("Signum", 2**24),
+    "unknown": ("Signum", 2**24),
+    "loss scale": ("loss scale", 2**24),
+    "several buckets": ("SignSGD", 64),
+}
+
+
+@pytest.mark.parametrize("transport", ["exchange", "counts"])
+@pytest.mark.parametrize("what", ALONE)
+def test_on_one_rank_alone_is_an_error_on_all_ranks(what, transport, monkeypatch):
     """Instead of a wait for ever: of this rank for the others to agree, of them for its vote."""
-    steps = Steps(hvs.DistributedOptimizer(hvs.Signum(1.0, 0.5), transport=transport))
+    kind, bucket = ALONE[what]
+    monkeypatch.setattr(election, "BUCKET", bucket)
+    steps = Steps(hvs.DistributedOptimizer(KINDS[kind][0](), transport=transport))
     usual, other = (SOME, ALL) if what == "unfrozen" else (ALL, SOME)
     steps.take(usual)
     if what == "unknown" and RANK == LAST:
         steps.x[1] = keras.Variable(np.zeros(70, np.float32), name="new")
         usual = other = (1, 2)
-    with pytest.raises(
-        (ValueError, tf.errors.InvalidArgumentError), match=r"changed on some ranks.*on all ranks alike"
-    ):
+    errors = (ValueError, tf.errors.InvalidArgumentError)
+    with pytest.raises(errors, match=r"changed on some ranks.*on all ranks alike"):
         steps.take(other if RANK == LAST else usual)
 
 

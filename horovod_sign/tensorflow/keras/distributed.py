@@ -225,6 +225,7 @@ class _Step:
         optimizer = self._optimizer
         scale, present = optimizer.dynamic_scale.value.read_value(), [g for g in grads if g is not None]
         finite = all_finite(present) if present else tf.constant(True)
+        self.election.scaled = True
         heard = speaking(finite, f"{self.election.name}.finite", self.process_set) > 0
         votes = self._votes(grads, variables, coordinates, labels, absent, scale, ~finite, heard)
         tf.cond(heard, lambda: self._take(votes, variables), lambda: None)
