@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ENDED = "after 3 steps: Horovod has been shut down"
 
 
-def run(ranks: int, worker: str, *arguments: str, seconds: int = 100) -> tuple[int | None, str]:
+def run(ranks: int, worker: str, *arguments: str, seconds: int = 200) -> tuple[int | None, str]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("OMPI_", "PMI"))}
     environment["PYTHONPATH"] = os.pathsep.join(map(str, [ROOT, ROOT / "tests" / "support"]))
     command = [ROOT / "ci" / "run", str(ranks), sys.executable, ROOT / "tests" / "launch" / worker, *arguments]
