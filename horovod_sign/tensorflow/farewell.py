@@ -6,6 +6,7 @@ waits for them to agree. So it takes part in the first request of the former vot
 vote has. Where all ranks do so, all have left; where some do, all learn of it, and all raise an error.
 """
 
+import threading
 from typing import NamedTuple
 
 import horovod.tensorflow as hvd
@@ -52,16 +53,17 @@ def say(former: Former, process_set, size: int):
         ValueError: not all ranks leave.
     """
 
-    def leave():
-        options = {"ignore_name_scope": True, "process_set": process_set}
+    options = {"ignore_name_scope": True, "process_set": process_set}
+
+    def leave(buckets):
         all_left = []
-        if former.scaled:
+        if former.scaled and 0 in buckets:
             heard = hvd.allreduce(tf.constant(0), op=hvd.Sum, name=f"{former.name}.finite", **options)
             all_left.append(heard >= 0)
-        for number, width in enumerate(former.widths[:1] if former.eager else former.widths):
+        for number in buckets:
             name = f"{former.name}.{number}.0"
             if former.counted:
-                words = np.zeros(width * counts_bits(size) // 8 + 1, np.int64)
+                words = np.zeros(former.widths[number] * counts_bits(size) // 8 + 1, np.int64)
                 words[-1] = _NO_VOTER
                 summed = hvd.allreduce(tf.constant(words), op=hvd.Sum, name=name, **options)
                 all_left.append(summed[-1] % _NO_VOTER == 0)
@@ -72,7 +74,18 @@ def say(former: Former, process_set, size: int):
         return tf.reduce_all(tf.stack(all_left))
 
     # Horovod does not know the names of ops that are executed eagerly: so in a graph exactly if the others are in one.
-    if not bool(leave() if former.eager else tf.function(leave, autograph=False)()):
+    if former.eager:
+        alike = bool(leave([0]))
+    else:
+        # Beside the first: a rank that hears of it there may end its step before it begins with the others.
+        others = range(1, len(former.widths))
+        beside = threading.Thread(target=tf.function(lambda: leave(others), autograph=False), daemon=True)
+        if others:
+            beside.start()
+        alike = bool(tf.function(lambda: leave([0]), autograph=False)())
+        if others and alike:
+            beside.join()
+    if not alike:
         raise ValueError(_LEFT)
 
 
