@@ -1,6 +1,7 @@
 """Horovod's Keras callbacks, for Keras 3 (with which Horovod's own do not work), and one about votes."""
 
 import warnings
+import weakref
 
 import horovod.tensorflow as hvd
 import keras
@@ -8,18 +9,23 @@ import numpy as np
 
 from horovod_sign.statistics import systematic_disagreement
 from horovod_sign.tensorflow.election import check_agreement
+from horovod_sign.tensorflow.keras import models
 from horovod_sign.tensorflow.keras.distributed import election_of
-from horovod_sign.tensorflow.keras.momenta import start_alike
 from horovod_sign.tensorflow.keras.replicas import CheckReplicasCallback, ReplicaCheck  # noqa: F401
-from horovod_sign.tensorflow.keras.saving import save_model
+from horovod_sign.tensorflow.keras.saving import check_saving, save_model
+from horovod_sign.tensorflow.keras.starting import Start
 
 
 class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
-    """At the start of training gives all ranks the weights and the optimizer's state of one rank.
+    """At the start of each `fit` gives all ranks the weights and the optimizers' states of one rank.
 
-    So all start alike, from random weights or from a checkpoint that one rank has read. Seeds of random layers are not
-    weights and stay each rank's own. So does the momentum that a rank votes by, if it has loaded one (`hvs.load_model`)
-    or has trained; ranks without get the mean of those of the others.
+    So all start alike, from random weights or from a checkpoint that one rank has read. Of a model that is built in its
+    first batch they get the rest after it, as in Horovod. Seeds of random layers are not weights and stay each rank's
+    own. So does the momentum that a rank votes by, if it has loaded one (`hvs.load_model`) or has trained; ranks
+    without get the mean of those of the others.
+
+    Raises TypeError, on all ranks, if the optimizer of some rank does not vote; warns if a training step of the model's
+    own leaves the replicas different.
 
     Before each epoch the ranks compare learning rates, other options and checksums of weights, and are warned, once, if
     these differ (see `CheckReplicasCallback`).
@@ -32,8 +38,7 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
     def __init__(self, root_rank: int, device: str = "", process_set=hvd.global_process_set):
         super().__init__()
         self.root_rank, self.process_set = root_rank, process_set
-        self._done = False
-        self._check, self._first_epoch = ReplicaCheck(process_set), True
+        self._check, self._first_epoch, self._start = ReplicaCheck(process_set), True, None
 
     def on_epoch_begin(self, epoch, logs=None):
         # Before the first batch some ranks may have no weights yet.
@@ -41,10 +46,16 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
         self._first_epoch = False
 
     def on_train_begin(self, logs=None):
-        if self._done:
-            return
-        start_alike(self.model, getattr(self.model, "optimizer", None), self.root_rank, self.process_set)
-        self._done = True
+        self._first_epoch = True
+        if self.process_set.size() > 1:
+            self._start = Start(self.model, self.root_rank, self.process_set, type(self).__name__)
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self._start is not None:
+            self._start.batch_ends()
+
+    def on_train_end(self, logs=None):
+        self._start = None
 
 
 class MetricAverageCallback(keras.callbacks.Callback):
@@ -57,6 +68,9 @@ class MetricAverageCallback(keras.callbacks.Callback):
     def __init__(self, device: str = "", process_set=hvd.global_process_set):
         super().__init__()
         self.process_set = process_set
+
+    def on_train_begin(self, logs=None):
+        models.agree_to_vote(self.model, type(self).__name__, self.process_set)
 
     def on_epoch_end(self, epoch, logs=None):
         if logs is None or self.process_set.size() == 1:
@@ -80,35 +94,55 @@ class VoteStatisticsCallback(keras.callbacks.Callback):
         vote_ties           share on which the vote is 0
         vote_nans           coordinates that abstained because they were NaN on this rank, in the whole epoch
         vote_bytes_sent     by this rank to others, in a step
+
+    Of a model that votes by several optimizers, or by another attribute than `optimizer`, they are named after it:
+    `d_optimizer_vote_agreement`.
     """
 
     def __init__(self):
         super().__init__()
-        self._warned: set[str] = set()
+        self._warned = weakref.WeakKeyDictionary()  # what has been said, by model
+
+    def on_train_begin(self, logs=None):
+        self._voters()
 
     def on_epoch_begin(self, epoch, logs=None):
-        self._before = election_of(self.model.optimizer).counters.totals()
+        self._before = {name: election_of(each).counters.totals() for name, each in self._voters().items()}
 
     def on_epoch_end(self, epoch, logs=None):
-        election = election_of(self.model.optimizer)
-        counters, (steps_before, _) = election.counters, self._before
-        statistics = counters.statistics(election.size, self._before)
+        for name, optimizer in self._voters().items():
+            prefix = "" if list(self._before) == ["optimizer"] else f"{name}_"
+            self._report(election_of(optimizer), self._before[name], prefix, epoch, {} if logs is None else logs)
+
+    def _voters(self) -> dict:
+        found = models.voting(self.model)
+        if not found:
+            names = " and ".join(f"model.{name}" for name in models.stepping(self.model))
+            raise TypeError(f"VoteStatisticsCallback finds no votes: wrap {names} by hvs.DistributedOptimizer")
+        return found
+
+    def _report(self, election, before, prefix, epoch, logs):
+        counters, (steps_before, _) = election.counters, before
+        statistics = counters.statistics(election.size, before)
         steps = max(statistics.step - steps_before, 1)
-        if logs is not None:
-            logs.update({f"vote_{field}": getattr(statistics, field) for field in ("agreement", "abstained", "ties")})
-            logs.update(vote_nans=statistics.nans, vote_bytes_sent=statistics.bytes_sent / steps)
+        fields = {field: getattr(statistics, field) for field in ("agreement", "abstained", "ties")}
+        fields.update(nans=statistics.nans, bytes_sent=statistics.bytes_sent / steps)
+        logs.update({f"{prefix}vote_{field}": value for field, value in fields.items()})
         voter, one_bit = f"rank {election.rank}", not election.abstain
-        self._warn("disagrees", systematic_disagreement(voter, election.size, one_bit, *counters.agreement))
+        disagrees = systematic_disagreement(voter, election.size, one_bit, *counters.agreement)
+        self._warn(f"{prefix}disagrees", disagrees)
         if statistics.nans:
             self._warn(
-                "nans",
+                f"{prefix}nans",
                 f"rank {election.rank}: gradients were NaN in {statistics.nans} coordinates in epoch {epoch + 1}: they "
-                "abstain from the vote and training goes on (this is said once; the metric vote_nans counts them)",
+                f"abstain from the vote and training goes on (this is said once; the metric {prefix}vote_nans counts "
+                "them)",
             )
 
     def _warn(self, what: str, text: str | None):
-        if text is not None and what not in self._warned:
-            self._warned.add(what)
+        warned = self._warned.setdefault(self.model, set())
+        if text is not None and what not in warned:
+            warned.add(what)
             warnings.warn(text, RuntimeWarning, stacklevel=2)
 
 
@@ -122,6 +156,9 @@ class SaveModelCallback(keras.callbacks.Callback):
     def __init__(self, filepath):
         super().__init__()
         self.filepath = str(filepath)
+
+    def on_train_begin(self, logs=None):
+        check_saving(self.model)
 
     def on_epoch_end(self, epoch, logs=None):
         save_model(self.model, self.filepath.format(epoch=epoch + 1, **(logs or {})))
@@ -156,12 +193,18 @@ class LearningRateScheduleCallback(keras.callbacks.Callback):
                 "and a vote needs none: leave it out"
             )
         self.initial_lr, self.start_epoch, self.end_epoch = initial_lr, start_epoch, end_epoch
-        self.staircase, self.steps_per_epoch = staircase, steps_per_epoch
+        self.staircase, self.steps_per_epoch, self._steps_given = staircase, steps_per_epoch, steps_per_epoch
         self.multiplier = multiplier if callable(multiplier) else lambda epoch: multiplier
         self._epoch = 0
 
     def on_train_begin(self, logs=None):
-        if not self.staircase and not self.steps_per_epoch:
+        steppers = models.stepping(self.model)
+        if steppers and "optimizer" not in steppers:
+            raise ValueError(
+                f"{type(self).__name__} sets the learning rate of model.optimizer, but this model trains by "
+                f"{' and '.join(f'model.{name}' for name in steppers)}: give those a keras.optimizers.schedules"
+            )
+        if not self.staircase and not self._steps_given:  # each model that is trained with this callback has its own
             self.steps_per_epoch = (self.params or {}).get("steps")
             if not self.steps_per_epoch:
                 raise ValueError(

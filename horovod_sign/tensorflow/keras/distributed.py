@@ -3,6 +3,8 @@
 Horovod 0.28's own wrapper reduces nothing with Keras 3 and raises nothing. This one overrides the public `apply`.
 """
 
+from collections.abc import Callable
+
 import horovod.tensorflow as hvd
 import keras
 import tensorflow as tf
@@ -281,15 +283,15 @@ class _Step:
         """Drops the gradients that are summed for a vote that is yet to come."""
         self._sums = None
 
-    def momenta(self) -> tuple[list[tf.Variable], list[tf.Variable], tf.Variable | None]:
-        """This rank's own momenta, the counters kept beside them, and what counts the votes that they have seen."""
+    def momenta(self) -> tuple[list[tf.Variable], list[tf.Variable], Callable | None]:
+        """This rank's own momenta, the counters kept beside them, and what says how many votes they have seen."""
         if not self._rule.has_momentum:
             return [], [], None
         if isinstance(self._inner, SignOptimizer):
             slots = self._inner.momentum_of(self._inner._trainable_variables).slots
-            return slots, [], self._inner.iterations.value
+            return slots, [], lambda: keras.ops.convert_to_numpy(self._inner.iterations)
         own = self._remembered()
-        return own.slots, [own.votes], own.votes
+        return own.slots, [own.votes], own.votes.numpy
 
     def _remembered(self) -> OwnMomentum:
         if self._own_momentum is None:

@@ -21,8 +21,9 @@ from horovod.common.elastic import ObjectState
 from horovod.common.exceptions import HorovodInternalError
 
 from horovod_sign.tensorflow.election import lapse
+from horovod_sign.tensorflow.keras import models
 from horovod_sign.tensorflow.keras.distributed import is_distributed, step_of
-from horovod_sign.tensorflow.keras.momenta import Momenta, start_alike
+from horovod_sign.tensorflow.keras.starting import all_variables, start_alike
 
 
 def run(func):
@@ -54,13 +55,17 @@ class KerasState(ObjectState):
     """
 
     def __init__(self, model: keras.Model, optimizer=None, **kwargs):
-        if not model.built:
+        if not (model.built or (models.trains_by_itself(model) and model.weights)):
             raise ValueError("the model has no variables yet: give it an Input, or call model.build, before KerasState")
         self.model, self.optimizer = model, optimizer or getattr(model, "optimizer", None)
         if self.optimizer is None:
             raise ValueError("KerasState needs an optimizer: call model.compile first, or give it one")
-        if not self.optimizer.built:
-            self.optimizer.build(model.trainable_variables)
+        self._optimizers = models.stepping(model) if optimizer is None else {"optimizer": optimizer}
+        for name, each in self._optimizers.items():
+            if not each.built and name != "optimizer":
+                raise ValueError(f"model.{name} has no variables yet: call its build(variables) before KerasState")
+            if not each.built:
+                each.build(model.trainable_variables)
         self._save_variables()
 
         def broadcast(value):
@@ -75,35 +80,29 @@ class KerasState(ObjectState):
 
     def restore(self):
         """Goes back to what was saved last: this rank's own momentum, too."""
-        for variable, saved in zip(self._variables(), self._saved, strict=True):
+        variables = all_variables(self.model, self._optimizers)
+        for variable, saved in zip(variables, self._saved, strict=True):
             variable.assign(saved)
         super().restore()
 
     def sync(self):
         """Gives all ranks rank 0's state, except that momenta stay with their ranks."""
         with _failures():
-            start_alike(self.model, self.optimizer, root_rank=0)
+            start_alike(self.model, self._optimizers, root_rank=0)
             super().sync()
         self._save_variables()
 
     def reset(self):
         """Horovod has been initialised anew: what was under way is void, and all agree again at the next vote."""
         lapse()
-        if is_distributed(self.optimizer):
-            step_of(self.optimizer).forget_sums()
+        for each in self._optimizers.values():
+            if is_distributed(each):
+                step_of(each).forget_sums()
         if getattr(self.model, "optimizer", None) is not None:
             self.model.make_train_function(force=True)
 
-    def _variables(self) -> list:
-        variables = [*self.model.weights, *self.optimizer.variables]
-        if is_distributed(self.optimizer):
-            own = Momenta(self.optimizer)
-            known = {id(v.value) for v in variables}
-            variables += [v for v in (*own.slots, *own.counters) if id(v) not in known]
-        return variables
-
     def _save_variables(self):
-        self._saved = [tf.identity(v) for v in self._variables()]
+        self._saved = [tf.identity(v) for v in all_variables(self.model, self._optimizers)]
 
 
 class CommitStateCallback(keras.callbacks.Callback):
@@ -119,6 +118,10 @@ class CommitStateCallback(keras.callbacks.Callback):
         self.state, self.batches_per_commit = state, batches_per_commit
 
     def on_train_begin(self, logs=None):
+        if self.model is not None:
+            if self.model is not self.state.model:
+                raise ValueError("CommitStateCallback commits another model than is trained: make both for each model")
+            models.agree_to_vote(self.model, type(self).__name__, hvd.global_process_set)
         self._batches = 0  # also after a reset, so that all ranks commit together
 
     def on_train_batch_end(self, batch, logs=None):

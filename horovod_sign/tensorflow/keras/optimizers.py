@@ -121,7 +121,8 @@ class Signum(SignOptimizer):
         if self.built:
             return
         super().build(variables)
-        names = [f"{v.name.split(':')[0]}_momentum" for v in variables]  # a tf.Variable's name ends in ":0"
+        # Named as Keras names slots, by the whole path: the legacy .h5 format takes no two of one name.
+        names = [f"{getattr(v, 'path', v.name).replace('/', '_').replace(':', '_')}_momentum" for v in variables]
         self._momenta = [
             self.add_variable(v.shape, initializer="zeros", dtype="float32", name=name)
             for v, name in zip(variables, names, strict=True)

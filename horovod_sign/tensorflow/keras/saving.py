@@ -15,11 +15,15 @@ import os
 import zipfile
 from pathlib import Path
 
+import h5py
 import horovod.tensorflow as hvd
 import keras
 import numpy as np
+from keras.src.legacy.saving.legacy_h5_format import load_optimizer_weights_from_hdf5_group
 
-from horovod_sign.tensorflow.keras.distributed import DistributedOptimizer
+from horovod_sign.tensorflow.election import check_agreement
+from horovod_sign.tensorflow.keras import models
+from horovod_sign.tensorflow.keras.distributed import DistributedOptimizer, is_distributed, step_of
 from horovod_sign.tensorflow.keras.momenta import Momenta
 
 # Beside Keras's own files in its archive. Keras does not mind.
@@ -38,18 +42,18 @@ def save_model(model: keras.Model, filepath):
         filepath: ends in .keras; of rank 0.
 
     Raises:
-        ValueError: the name does not end in .keras, or the model is not compiled.
+        ValueError: the name does not end in .keras, or the model is not compiled; on all ranks: it is built on some
+            ranks only.
         TypeError: the optimizer is not distributed.
         OSError: the file could not be written. On all ranks.
     """
     path = Path(filepath)
     if path.suffix != ".keras":
         raise ValueError(f"hvs.save_model writes Keras's format: end the name in .keras, got {path.name!r}")
-    optimizer = _optimizer(model, "save_model needs a compiled model: call model.compile first")
-    if not optimizer.built:
-        optimizer.build(model.trainable_variables)
-    own = Momenta(optimizer)
-    gathered, process_set = own.gather(), own.process_set
+    check_saving(model)
+    models.build_optimizer(model)
+    process_set = step_of(model.optimizer).process_set
+    gathered = _gathered(model.optimizer, process_set)
     error = _write(model, path, gathered) if process_set.rank() == 0 else None
     root = process_set.ranks[0] if process_set.ranks else 0
     error = hvd.broadcast_object(error, root, name="horovod_sign.tf.save_model", process_set=process_set)
@@ -77,7 +81,10 @@ def load_model(filepath, custom_objects: dict | None = None, compile: bool = Tru
     if not compile:
         return model
     why = f"{filepath} holds no optimizer: compile the model before saving it, or load with compile=False"
-    DistributedOptimizer(_optimizer(model, why), **options)
+    _optimizer(model, why)
+    if h5py.is_hdf5(filepath):
+        _rebuild_optimizer(model, filepath)
+    DistributedOptimizer(model.optimizer, **options)
     gathered = _read(filepath)
     if gathered:
         own = Momenta(model.optimizer)
@@ -88,6 +95,38 @@ def load_model(filepath, custom_objects: dict | None = None, compile: bool = Tru
             )
         own.take(gathered)
     return model
+
+
+def _rebuild_optimizer(model, filepath):
+    """Loads the optimizer of an .h5 file, which Keras 3 builds for no variables, so that it could not go on."""
+    optimizer = model.optimizer
+    if not optimizer.built or len(optimizer._trainable_variables) == len(model.trainable_variables):
+        return
+    model.optimizer = type(optimizer).from_config(optimizer.get_config())
+    model.optimizer.build(model.trainable_variables)
+    with h5py.File(filepath) as file:
+        model.optimizer.set_weights(load_optimizer_weights_from_hdf5_group(file))
+
+
+def check_saving(model):
+    """Raises, in one sentence, if `save_model` cannot save the momenta of this model's optimizer."""
+    optimizer = _optimizer(model, "save_model needs a compiled model: call model.compile first")
+    others = " and ".join(f"model.{name}" for name in models.voting(model) if name != "optimizer")
+    if not is_distributed(optimizer) and others:
+        raise TypeError(
+            f"hvs.save_model saves the momenta of model.optimizer, but this model votes by {others}: save its parts by "
+            "Keras's save or save_weights on one rank"
+        )
+    step_of(optimizer)
+
+
+def _gathered(optimizer, process_set) -> dict[str, np.ndarray]:
+    """The momenta of all ranks; none of an optimizer that is not built yet, which must be so on all ranks."""
+    own = Momenta(optimizer) if optimizer.built else None
+    if process_set.size() > 1:
+        shapes = "not built" if own is None else "\n".join(str(tuple(slot.shape)) for slot in own.slots)
+        check_agreement("save_model", shapes, None, process_set)
+    return {} if own is None else own.gather()
 
 
 def _optimizer(model, why: str):
