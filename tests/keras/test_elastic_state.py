@@ -56,7 +56,7 @@ def test_a_commit_has_each_rank_s_own_momenta(kind):
     assert state.epoch == 1 and equal(everything(net), committed)
     # All have rank 0's weights and values, and their own momenta, which then are what a failure goes back to.
     for v in net.trainable_variables:
-        v.assign(v + RANK)
+        v.assign(v + 1 + RANK)
     state.epoch += RANK
     own = [slot.numpy() for slot in Momenta(net.optimizer).slots]
     weights = MPI.COMM_WORLD.bcast(tasks.values(net))
