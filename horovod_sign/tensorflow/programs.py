@@ -1,6 +1,6 @@
 """Functions that XLA compiles, as many as the process can afford: TensorFlow frees no compiled program, ever.
 
-A program is for tensors of certain shapes, and takes a megabyte or so. A process that trains model after model, of
+A program is for tensors of certain shapes, and takes megabytes. A process that trains model after model, of
 shapes that it has not had yet, would grow without end. So there are only so many; after that, what is new runs as plain
 TensorFlow operations in the caller's graph, bit for bit the same, and goes when the graph goes.
 """
@@ -13,7 +13,7 @@ from tensorflow.python.eager import context
 
 # Of small tensors, where the difference in time is small beside that of a Horovod op, and of large ones.
 SMALL = 2**18
-limits = {"small": 96, "large": 384}
+limits = {"small": 40, "large": 80}
 _compiled = {"small": 0, "large": 0}
 
 
