@@ -154,13 +154,15 @@ class Bucket:
         self._nonzero = np.zeros(self.plane_bytes, np.uint8)
         self.forget()
 
-    def arrived(self, slot: Slot, abstain: bool) -> list[Slot]:
-        """A gradient is there: packs it, now or with the next ones. Returns whose gradients are packed now."""
+    def arrived(self, slot: Slot) -> bool:
+        """A gradient is there. Returns whether so many are now that they should be packed."""
         slot.taken = True
         self._waiting.append(slot)
         self._waiting_coordinates += slot.size
-        if self._waiting_coordinates < PACK_COORDINATES:
-            return []
+        return self._waiting_coordinates >= PACK_COORDINATES
+
+    def pack_waiting(self, abstain: bool) -> list[Slot]:
+        """Packs the gradients that have arrived, and returns whose they are."""
         packed = self._waiting
         self._pack_waiting(abstain)
         return packed

@@ -16,6 +16,7 @@ from horovod_sign.torch import progress
 from horovod_sign.torch.buckets import Bucket, Slot
 from horovod_sign.torch.edits import Watch
 from horovod_sign.torch.hierarchy import Attendance, averaged_in_place, vote_of_nodes
+from horovod_sign.torch.interrupts import undisturbed
 from horovod_sign.torch.nodes import Nodes
 from horovod_sign.voting.collectives import Collectives, Vote
 from horovod_sign.voting.messages import Planes
@@ -215,7 +216,8 @@ class Pipeline:
         if not self.in_backward:  # the vote will be on what is there in `step`
             return
         if self._pass() is None:
-            self._begin_pass(slot)
+            with undisturbed():
+                self._begin_pass(slot)
         if slot.passes_left < 0:
             raise AssertionError(
                 f"gradients were computed more than backward_passes_per_step={self.passes} times before step(): call "
@@ -225,19 +227,25 @@ class Pipeline:
             return
         bucket = slot.bucket
         # The gradients of nodes are packed later, after their mean.
-        packed = bucket.arrived(slot, self._abstain) if self._nodes is None else []
+        due = self._nodes is not None or bucket.arrived(slot)
         self._arrivals += 1
         self._awaited[bucket] -= 1
-        full = self._awaited[bucket] == 0
-        if full and not self._collectives.ordered:
+        full = self._awaited[bucket] == 0 and not self._collectives.ordered
+        if due or full:  # where gradients are packed, asking the engine after each would cost more than it gains
+            with undisturbed():
+                self._take_in(bucket, full)
+
+    def _take_in(self, bucket: Bucket, full: bool):
+        """Packs what has arrived in a bucket, starts its vote if that is all, and goes on with all votes."""
+        packed = bucket.slots
+        if self._nodes is None:
+            packed = bucket.pack_waiting(self._abstain)
+        if full:
             self._start(bucket)
-            packed = bucket.slots
-        if packed:
+        if full or self._nodes is None:
             self._note(packed)
-        # Where gradients are packed, asking the engine after each would cost more than it gains.
-        if packed or self._nodes is not None:
-            for vote in self._votes.values():
-                vote.poll()
+        for vote in self._votes.values():
+            vote.poll()
 
     def _note(self, packed: list[Slot]):
         if self._nodes is None:
@@ -252,11 +260,12 @@ class Pipeline:
             self._resume()
             slot.passes_left -= 1
         self.notice |= self.asks_for_notice()
-        token = _Pass()
+        token, engine = _Pass(), torch.autograd.Variable._execution_engine
         self._pass, self._unfinished = weakref.ref(token), True
-        torch.autograd.Variable._execution_engine.queue_callback(functools.partial(self._end_pass, token))
+        engine.queue_callback(functools.partial(id, token))  # no frame of a traceback may hold it
+        engine.queue_callback(self._end_pass)
 
-    def _end_pass(self, token: "_Pass"):
+    def _end_pass(self):
         self._unfinished = False
 
     def _resume(self):

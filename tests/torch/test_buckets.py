@@ -56,7 +56,7 @@ def test_a_bucket_packs_what_is_there_and_abstains_for_the_rest(abstain):
             p.grad = None if i == step + 1 else torch.tensor(x)
             values[i] = np.zeros(sizes[i]) if i == step + 1 else x
         for slot in bucket.slots[:2]:
-            assert bucket.arrived(slot, abstain) == []
+            assert not bucket.arrived(slot)
         bucket.pack(abstain)
         ballot = bucket.ballot
         assert (ballot.nonzero is None) == (not abstain)
@@ -81,10 +81,12 @@ def test_gradients_are_packed_as_soon_as_there_are_enough(monkeypatch):
         p.grad = torch.ones(p.shape)
     bucket = Bucket("bucket", [(p, "p", 0) for p in parameters], OneRank([{"params": parameters}]))
     first, second, third = bucket.slots
-    assert [bucket.arrived(slot, True) for slot in bucket.slots] == [[], [first, second], []]
+    assert [bucket.arrived(slot) for slot in (first, second)] == [False, True]
+    assert bucket.pack_waiting(True) == [first, second]
+    assert not bucket.arrived(third)
     bucket.retract()  # what has come and is not packed is to come again
     assert (first.taken, second.taken, third.taken) == (True, True, False)
-    assert bucket.arrived(third, True) == []
+    assert not bucket.arrived(third)
     parameters[0].grad.neg_()  # has been packed
     parameters[2].grad.neg_()  # has not
     ballot = bucket.pack(True)

@@ -1,6 +1,7 @@
 """Loops as users write them: what Horovod's scripts do works, and what cannot work is one sentence on all ranks."""
 
 import contextlib
+import signal
 import warnings
 
 import horovod.torch as hvd
@@ -341,6 +342,39 @@ def test_the_loop_goes_on_after_backward_was_interrupted(error, kind, options):
             optimizer.step()
     assert_equal(tasks.values(plain[1]), tasks.values(plain[0]))  # the same batch gives the same votes
     tasks.assert_replicas_identical(plain[1])
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_ctrl_c_while_a_vote_is_being_started_loses_none(when):
+    """It waits until the vote is on its way: one that the others know and this rank does not would be waited for."""
+    nets = [tasks.model(), tasks.model()]
+    options = {"transport": "exchange", "bucket_cap_mb": 1e-5}
+    optimizers = [wrap(hvs.Signum(net.parameters(), 0.01), net, **options) for net in nets]
+    train(nets[0], optimizers[0], range(3))
+    collectives = optimizers[1]._votes.pipeline._collectives
+    start, starts = collectives.start, []
+
+    def start_and_press(request, name):
+        starts.append(name)
+        if when == "before":
+            signal.raise_signal(signal.SIGINT)
+        handle = start(request, name)
+        if when == "after":
+            signal.raise_signal(signal.SIGINT)
+        return handle
+
+    for step in range(3):
+        optimizers[1].zero_grad()
+        if RANK == LAST:
+            collectives.start = start_and_press
+            with pytest.raises(KeyboardInterrupt):
+                tasks.backward(nets[1], step)
+            collectives.start = start
+            optimizers[1].zero_grad()
+        tasks.backward(nets[1], step)
+        optimizers[1].step()
+    assert len(starts) == (3 if RANK == LAST else 0)
+    assert_equal(tasks.values(nets[1]), tasks.values(nets[0]))
 
 
 @pytest.mark.parametrize("transport", ["auto", "exchange"])
