@@ -4,6 +4,7 @@ import horovod.torch as hvd
 import torch
 
 from horovod_sign.torch.arguments import in_elastic_job
+from horovod_sign.torch.layout import Layout
 from horovod_sign.voting.agreement import disagreement, encode_record
 
 _numbers: dict[int, int] = {}
@@ -48,9 +49,9 @@ def tell(error: Exception, process_set):
     raise error
 
 
-def describe(names: dict[torch.Tensor, str]) -> list[str]:
-    """A line for each parameter."""
-    return [_describe(p, label) for p, label in names.items()]
+def describe(names: dict[torch.Tensor, str], layouts: dict[torch.Tensor, Layout]) -> list[str]:
+    """A line for each parameter. `layouts`: of those that are voted on already, wherever they lie by now."""
+    return [_describe(p, label, layouts.get(p) or Layout(p)) for p, label in names.items()]
 
 
 def _allgather_lines(lines: list[str], process_set, name: str) -> list[list[str]]:
@@ -61,8 +62,9 @@ def _allgather_lines(lines: list[str], process_set, name: str) -> list[list[str]
     return [bytes(each.numpy()).decode().split("\n") for each in texts]
 
 
-def _describe(p: torch.Tensor, label: str) -> str:
-    return f"{label}: {str(p.dtype).removeprefix('torch.')}, shape {tuple(p.shape)}, strides {p.stride()}"
+def _describe(p: torch.Tensor, label: str, layout: Layout) -> str:
+    dtype = str(p.dtype).removeprefix("torch.")
+    return f"{label}: {dtype}, shape {tuple(layout.shape)}, strides {layout.strides}"
 
 
 def _first_difference(all_lines: list[list[str]]) -> str:

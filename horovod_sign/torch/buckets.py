@@ -150,6 +150,7 @@ class Bucket:
         self.plane_bytes, self.coordinates = self._layout.plane_bytes, self._layout.coordinates
         offsets = self._layout.offsets.tolist()
         self.slots = [Slot(p, label, self, i, group, offsets[i]) for i, (p, label, group) in enumerate(parameters)]
+        self.error: Exception | None = None
         self._sign = np.zeros(self.plane_bytes, np.uint8)
         self._nonzero = np.zeros(self.plane_bytes, np.uint8)
         self.forget()
@@ -244,11 +245,12 @@ class Bucket:
             rule = self._voter.vote_rule(group)
             # All count all steps, also those without a gradient, so that a group warms up as one.
             warm = self._warm(rule, slots)
-            present = [slot for slot in slots if slot.parameter.grad is not None]
+            gradients = {slot: self._readable(rule, slot) for slot in slots if slot.parameter.grad is not None}
+            present = [slot for slot, gradient in gradients.items() if gradient is not None]
             if present:
-                self._pack_alike(rule, warm, dtype, present, abstain)
+                self._pack_alike(rule, warm, dtype, present, [gradients[slot] for slot in present], abstain)
             if len(present) < len(slots):
-                self._abstain_for([slot for slot in slots if slot.parameter.grad is None])
+                self._abstain_for([slot for slot in slots if gradients.get(slot) is None])
         self._waiting, self._waiting_coordinates = [], 0
 
     def _warm(self, rule: Rule, slots: list[Slot]) -> bool:
@@ -257,10 +259,18 @@ class Bucket:
         # A list, not a generator: all must count, also after the first that is warm.
         return max([warming_up(rule, self._voter.vote_state(slot.parameter)) for slot in slots])
 
-    def _pack_alike(self, rule: Rule, warm: bool, dtype: str, slots: list[Slot], abstain: bool):
+    def _readable(self, rule: Rule, slot: Slot) -> torch.Tensor | None:
+        """The gradient of a slot for the kernels, whose momentum then is so too; None, and `error`, if they are not."""
+        try:
+            if rule.has_momentum:
+                slot.momentum(self._voter.vote_state(slot.parameter))
+            return slot.gradient()
+        except (RuntimeError, TypeError) as error:
+            self.error = error
+            return None
+
+    def _pack_alike(self, rule: Rule, warm: bool, dtype: str, slots: list[Slot], gradients, abstain: bool):
         """Packs gradients of one rule and dtype in one call of a kernel."""
-        # Held until the kernel returns, since they may be copies.
-        gradients = [slot.gradient() for slot in slots]
         if not has_kernels(slots[0].parameter):
             self._pack_elsewhere(rule, warm, slots, gradients, abstain)
             return
@@ -269,7 +279,8 @@ class Bucket:
         if not rule.has_momentum:
             zeros, nans = kernels().pack(dtype, mode, segments, *planes)
         else:
-            momenta = [slot.momentum(self._voter.vote_state(slot.parameter)).data_ptr() for slot in slots]
+            states = [self._voter.vote_state(slot.parameter) for slot in slots]
+            momenta = [state["momentum_buffer"].data_ptr() for state in states]
             zeros, nans = kernels().interpolate_pack(
                 dtype, mode, segments, momenta, rule.beta_vote, rule.beta_state, *planes, vote_gradient=warm
             )
@@ -279,9 +290,6 @@ class Bucket:
     def _pack_elsewhere(self, rule: Rule, warm: bool, slots: list[Slot], gradients, abstain: bool):
         """Packs on the device of the gradients, and copies the bits here."""
         states = [self._voter.vote_state(slot.parameter) for slot in slots]
-        if rule.has_momentum:
-            for slot, state in zip(slots, states, strict=True):
-                slot.momentum(state)
         voted = [local_ballot(rule, g, s, warm) for g, s in zip(gradients, states, strict=True)]
         sign, nonzero, zeros, nans = eager.pack(voted, not abstain)
         at = 0

@@ -106,6 +106,8 @@ def vote_of_nodes(nodes: Nodes, bucket: Bucket, protocol, abstain: bool) -> Gene
             yield Within(means)
         _put_back(parameters, means)
     ballot = bucket.pack(abstain)
+    if bucket.error is not None:
+        raise bucket.error
     decided = (yield from protocol(ballot, nodes.number, nodes.count, not abstain)) if nodes.leads else None
     if alone:
         return decided

@@ -17,6 +17,7 @@ from horovod_sign.torch.buckets import Bucket, Slot
 from horovod_sign.torch.edits import Watch
 from horovod_sign.torch.hierarchy import Attendance, averaged_in_place, vote_of_nodes
 from horovod_sign.torch.interrupts import undisturbed
+from horovod_sign.torch.layout import Layout
 from horovod_sign.torch.nodes import Nodes
 from horovod_sign.voting.collectives import Collectives, Vote
 from horovod_sign.voting.messages import Planes
@@ -77,6 +78,7 @@ class Pipeline:
         self._held_up_since: float | None = None
         self._notices: dict[Bucket, Notices] = {}
         self._arrivals = 0
+        self._error: Exception | None = None
         self._edits = Watch()
         # Whether a backward pass has begun and not ended; and the pass itself, which dies with an exception, too.
         self._unfinished, self._pass = False, _no_pass
@@ -137,9 +139,27 @@ class Pipeline:
             bucket.trainable = [p for p in bucket.parameters if p.requires_grad]
 
     def check_parameters(self):
-        """Raises an error if a step cannot be written to some parameter."""
-        for bucket in self._buckets:
-            bucket.check_parameters()
+        """Finds out whether a step can be written to all parameters. If not, all ranks hear of it by a notice.
+
+        Where all ballots are under way, so that none can carry it, the error is raised here.
+        """
+        try:
+            for bucket in self._buckets:
+                bucket.check_parameters()
+        except (RuntimeError, TypeError) as error:
+            if self._error is None and (not self._unstarted or self._nodes is not None):
+                raise
+            self._error, self.notice = error, True
+
+    def raise_error(self):
+        """Raises what kept this rank from voting or stepping, if something did."""
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def layouts(self) -> dict[torch.Tensor, Layout]:
+        """Where the coordinates of each parameter are in the votes."""
+        return {slot.parameter: slot.layout for slot in self._slots}
 
     def give_up(self) -> bool:
         """Expects the gradients of this step anew. False if they are being voted on, and cannot be had again.
@@ -260,6 +280,7 @@ class Pipeline:
             self._resume()
             slot.passes_left -= 1
         self.notice |= self.asks_for_notice()
+        self.check_parameters()
         token, engine = _Pass(), torch.autograd.Variable._execution_engine
         self._pass, self._unfinished = weakref.ref(token), True
         engine.queue_callback(functools.partial(id, token))  # no frame of a traceback may hold it
@@ -282,6 +303,8 @@ class Pipeline:
         self._unstarted.remove(bucket)
         if self._nodes is None:
             ballot = bucket.pack(self._abstain or self.silent)
+            if bucket.error is not None:
+                self._error, self.notice, bucket.error = bucket.error, True, None
             ops = self._notices[bucket] = Notices(self.notice)
             protocol = self._protocol(ballot, self._collectives.rank, self._collectives.size, not self._abstain, ops)
         else:

@@ -113,9 +113,9 @@ class Votes:
         if not self._agreed:
             self._agree_anew()
         self.pipeline.notice |= self._has_changed()
+        self.pipeline.check_parameters()
         if not self._number and self.total([float(self.pipeline.notice)], "changed")[0]:
             self.change()  # there are no votes yet to carry notices
-        self.pipeline.check_parameters()
         if self.pipeline.edited():
             warnings.warn(_EDITED, stacklevel=8)
         self.replicas.begin()
@@ -189,8 +189,10 @@ class Votes:
         lines = []
         try:
             parameters = trainable(self._optimizer, self._labels) if error is None else {}
-            check_parameters(parameters)
-            lines = [self.options.line(), *describe(parameters)]
+            if self._names:
+                self.pipeline.raise_error()
+            check_parameters({p: label for p, label in parameters.items() if p not in self._names})
+            lines = [self.options.line(), *describe(parameters, self.pipeline.layouts() if self._names else {})]
         except Exception as unvotable:  # whatever it is: the other ranks wait
             error = unvotable
         return agree(lines, error, self.options.process_set)

@@ -241,7 +241,8 @@ def test_gradients_that_cannot_be_read_are_one_sentence(overlap, ways):
             training.p.register_hook(change)
         with pytest.raises(RuntimeError, match=r"gradient of parameter .* no memory"):
             (training.p.square().sum()).backward()
-            training.p.grad = change(training.p.grad)
+            if not overlap:
+                training.p.grad = change(training.p.grad)
             training.optimizer.step()
         assert torch.equal(training.first, before)
 
@@ -284,3 +285,40 @@ def test_compression_in_the_stock_wrapper_sees_values():
     for x, expected in [(torch._neg_view(torch.ones(3)), -1), (torch._efficientzerotensor(3), 0)]:
         words, context = compression.compress(x)
         assert compression.decompress(words, context).tolist() == [expected] * 3
+
+
+def cut_parameter(training):
+    training.p.data = training.p.data[:2].clone()
+
+
+def expand_parameter(training):
+    training.p.data = training.p.data[:1].clone().expand(SHAPE)
+
+
+def cut_momentum(training):
+    training.optimizer.vote_state(training.p)["momentum_buffer"] = torch.zeros(3)
+
+
+def cut_gradient(training):
+    training.p.grad = storage_cut(40)(torch.ones(SHAPE))
+
+
+@pytest.mark.parametrize("transport", ["auto", "exchange", "counts"])
+@pytest.mark.parametrize("break_one", [cut_parameter, expand_parameter, cut_momentum, cut_gradient])
+def test_what_one_rank_alone_cannot_use_all_are_told(break_one, transport):
+    """By their ballots: nobody waits for that rank, and nothing has moved."""
+    for kind in ("Signum", "Adam"):
+        late = break_one is cut_gradient
+        training = Training(kind, overlap=not late, transport=transport)
+        training.step(0)
+        before = training.first.detach().clone()
+        if RANK == LAST and not late:
+            break_one(training)
+        words = "(parameter|momentum).*" if RANK == LAST else f"rank {LAST} cannot vote: .*(parameter|momentum).*"
+        with pytest.raises((RuntimeError, ValueError), match=words):
+            training.optimizer.zero_grad()
+            (training.first.sum() + training.p.sum()).backward()
+            if RANK == LAST and late:
+                break_one(training)
+            training.optimizer.step()
+        assert torch.equal(training.first, before)
