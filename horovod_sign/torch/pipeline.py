@@ -5,11 +5,13 @@ start them in different orders.
 """
 
 import functools
+import math
 import time
 import weakref
 from collections.abc import Callable, Iterator
 
 import torch
+from horovod.common.exceptions import HorovodInternalError
 from torch.utils.weak import WeakIdKeyDictionary
 
 from horovod_sign.torch import progress
@@ -213,7 +215,14 @@ class Pipeline:
         if due and self._held_up_since is None:
             self._held_up_since = time.monotonic()
         if due or self._votes:
-            self._go_on(start=bool(due) and time.monotonic() - self._held_up_since > _HELD_UP)
+            self._go_on(start=False)
+        if due and time.monotonic() - self._held_up_since > _HELD_UP:
+            try:
+                self._go_on()
+            except HorovodInternalError:
+                raise
+            except Exception:  # no affair of the other optimizer's: the next step of this one will raise it
+                self._held_up_since = math.inf
         for bucket in due:
             if bucket in self._votes:
                 self._note(bucket.slots)
@@ -300,7 +309,6 @@ class Pipeline:
             self._awaited[bucket] = sum(slot.passes_left != _SENT for slot in bucket.slots)
 
     def _start(self, bucket: Bucket):
-        self._unstarted.remove(bucket)
         if self._nodes is None:
             ballot = bucket.pack(self._abstain or self.silent)
             if bucket.error is not None:
@@ -309,6 +317,7 @@ class Pipeline:
             protocol = self._protocol(ballot, self._collectives.rank, self._collectives.size, not self._abstain, ops)
         else:
             protocol = vote_of_nodes(self._nodes, bucket, self._protocol, self._abstain)
+        self._unstarted.remove(bucket)
         self._votes[bucket] = Vote(protocol, self._collectives, f"{self.name}.{bucket.name}")
 
 

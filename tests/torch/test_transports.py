@@ -11,7 +11,7 @@ from mpi4py import MPI
 from ranks import LAST, SIZE
 
 import horovod_sign.torch as hvs
-from horovod_sign.torch import direct
+from horovod_sign.torch import direct, pipeline
 from horovod_sign.torch.direct import DirectCollectives
 
 RANKS = (2, 3)  # even, where votes tie; odd, with chunks of unequal length
@@ -120,3 +120,20 @@ def test_two_optimizers_stepped_in_an_order_that_differs_between_ranks(transport
     for net, start in zip(nets, starts, strict=True):
         tasks.assert_replicas_identical(net)
         assert any((left != right).any() for left, right in zip(tasks.values(net), start, strict=True))
+
+
+def test_what_is_wrong_with_one_optimizer_is_not_raised_in_the_step_of_another(monkeypatch):
+    """Its votes would start while the other waits; it says so itself, in each of its own steps."""
+    monkeypatch.setattr(pipeline, "_HELD_UP", 0.0)
+    p = torch.nn.Parameter(torch.zeros(3))
+    broken = hvs.DistributedOptimizer(hvs.SignSGD([p], 1.0), transport="exchange")
+    p.data = torch.zeros(1000)
+    with pytest.raises(RuntimeError, match="now has 1000"):
+        p.sum().backward()
+        broken.step()
+    net = tasks.model()
+    values = train(wrap(net, transport="exchange"), net, late=1)
+    assert_equal_to_the_engine_s(values, net)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="now has 1000"):
+            broken.step()
