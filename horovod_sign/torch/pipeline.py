@@ -277,6 +277,8 @@ class Pipeline:
             vote.poll()
 
     def _note(self, packed: list[Slot]):
+        if self._error is not None or any(slot.bucket.error is not None for slot in packed):
+            return  # what cannot be read cannot be compared
         if self._nodes is None:
             self._edits.note(packed)
         else:  # the mean comes into the gradients, which torch does not notice unless it is by a copy
