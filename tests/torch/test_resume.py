@@ -187,6 +187,9 @@ def test_a_checkpoint_of_another_optimizer(kind, saved):
     assert len(said) == (0 if alike else 1), said
     assert options == set(optimizer.param_groups[0])
     assert optimizer.param_groups[0]["lr"] == 0.003
+    if not alike:  # it starts with a state of its own
+        held = [value for state in optimizer.state.values() for value in state.values()]
+        assert not any(value.any() if isinstance(value, torch.Tensor) else value for value in held)
     train(net, optimizer, range(3))
     if wrapped:
         tasks.assert_replicas_identical(net)
