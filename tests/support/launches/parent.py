@@ -8,6 +8,7 @@ from launches.launch import Key, Launch
 
 LIMIT = 60  # seconds for one test, unless it is marked with another limit
 FRAMEWORKS = {"torch": "torch", "tensorflow": "tensorflow", "keras": "tensorflow"}
+_ON_RANKS = pytest.StashKey[str]()  # the name by which ranks know an item
 TESTS = Path(__file__).resolve().parents[2]
 
 
@@ -52,13 +53,14 @@ class ParentPlugin:
     def pytest_generate_tests(self, metafunc):
         parametrize_ranks(metafunc, self._only)
 
-    @pytest.hookimpl(trylast=True)
+    @pytest.hookimpl(tryfirst=True)  # before pytest-xdist, which reads the marks, and writes the groups into the names
     def pytest_collection_modifyitems(self, items):
         """Tests of one launch beside each other; of many ranks first, since they take longest."""
         keys = {id(item): key_of(item) for item in items}
         launched = [item for item in items if keys[id(item)]]
         launched.sort(key=lambda item: (-keys[id(item)].ranks, keys[id(item)]))
         for item in launched:
+            item.stash[_ON_RANKS] = item.nodeid
             item.add_marker(pytest.mark.xdist_group("-".join(map(str, keys[id(item)]))))
         items[:] = launched + [item for item in items if not keys[id(item)]]
 
@@ -81,8 +83,9 @@ class ParentPlugin:
 
     def _reports(self, item, key, nextitem) -> list[pytest.TestReport]:
         mark = item.get_closest_marker("limit")
-        following = nextitem.nodeid if nextitem is not None and key_of(nextitem) == key else None
-        answer = self._launch_for(key, item).run(item.nodeid, following, mark.args[0] if mark else LIMIT)
+        following = nextitem.stash[_ON_RANKS] if nextitem is not None and key_of(nextitem) == key else None
+        limit = mark.args[0] if mark else LIMIT
+        answer = self._launch_for(key, item).run(item.stash[_ON_RANKS], following, limit)
         return list(combine(item, key, answer))
 
     def _launch_for(self, key, item) -> Launch:
@@ -114,6 +117,7 @@ def combine(item, key: Key, answer):
         outcomes = {report.outcome for report in phase}
         if len(outcomes) == 1 and "failed" not in outcomes:
             first = phase[0]
+            first.nodeid = item.nodeid
             first.duration = max(report.duration for report in phase)
             yield first
         else:
