@@ -9,7 +9,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 ci/setup.sh
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-both_cores=(-n 2 --dist loadgroup --no-loadscope-reorder)
+both_cores=(-n 2)
 case "${1:-}" in
     "") set -- "${both_cores[@]}" --durations=20 ;;
     --quick) set -- "${both_cores[@]}" "$@" ;;

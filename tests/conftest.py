@@ -32,7 +32,6 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "ranks(*counts): the rank counts of this test, in place of those of its file")
     config.addinivalue_line("markers", "limit(seconds): for this test on ranks, in place of 60")
     config.addinivalue_line("markers", "quick: among what --quick runs, on one of its rank counts")
-    config.addinivalue_line("markers", "xdist_group(name): what pytest-xdist, if it is there, gives to one process")
     if SOCKET:
         from launches.rank import RankPlugin
 
@@ -50,6 +49,14 @@ def pytest_configure(config):
 
             config.pluginmanager.register(QuickPlugin())
     config.pluginmanager.register(plugin, "launches")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    from launches.sharing import LaunchScheduling
+
+    config.option.loadscopereorder = False
+    return LaunchScheduling(config, log)
 
 
 @pytest.fixture

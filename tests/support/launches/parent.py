@@ -1,5 +1,6 @@
 """The half of the plugin that the user's pytest has: one item for each rank count, carried out on ranks."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,6 @@ from launches.launch import Key, Launch
 
 LIMIT = 60  # seconds for one test, unless it is marked with another limit
 FRAMEWORKS = {"torch": "torch", "tensorflow": "tensorflow", "keras": "tensorflow"}
-_ON_RANKS = pytest.StashKey[str]()  # the name by which ranks know an item
 TESTS = Path(__file__).resolve().parents[2]
 
 
@@ -53,15 +53,13 @@ class ParentPlugin:
     def pytest_generate_tests(self, metafunc):
         parametrize_ranks(metafunc, self._only)
 
-    @pytest.hookimpl(tryfirst=True)  # before pytest-xdist, which reads the marks, and writes the groups into the names
+    @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items):
-        """Tests of one launch beside each other; of many ranks first, since they take longest."""
+        """Tests of one launch beside each other; launches that take longest first."""
         keys = {id(item): key_of(item) for item in items}
         launched = [item for item in items if keys[id(item)]]
-        launched.sort(key=lambda item: (-keys[id(item)].ranks, keys[id(item)]))
-        for item in launched:
-            item.stash[_ON_RANKS] = item.nodeid
-            item.add_marker(pytest.mark.xdist_group("-".join(map(str, keys[id(item)]))))
+        weights = Counter(keys[id(item)][:2] for item in launched)
+        launched.sort(key=lambda item: _order(keys[id(item)], weights))
         items[:] = launched + [item for item in items if not keys[id(item)]]
 
     @pytest.hookimpl(tryfirst=True)
@@ -83,9 +81,9 @@ class ParentPlugin:
 
     def _reports(self, item, key, nextitem) -> list[pytest.TestReport]:
         mark = item.get_closest_marker("limit")
-        following = nextitem.stash[_ON_RANKS] if nextitem is not None and key_of(nextitem) == key else None
+        following = nextitem.nodeid if nextitem is not None and key_of(nextitem) == key else None
         limit = mark.args[0] if mark else LIMIT
-        answer = self._launch_for(key, item).run(item.stash[_ON_RANKS], following, limit)
+        answer = self._launch_for(key, item).run(item.nodeid, following, limit)
         return list(combine(item, key, answer))
 
     def _launch_for(self, key, item) -> Launch:
@@ -107,6 +105,12 @@ class ParentPlugin:
             self._launch = None
 
 
+def _order(key: Key, weights: Counter):
+    framework, ranks = key[:2]
+    weight = weights[framework, ranks] * ranks * (3 if framework == "tensorflow" else 1)
+    return (-weight, *key)
+
+
 def combine(item, key: Key, answer):
     """pytest's reports of an item from those of all ranks: it passes if it passes everywhere."""
     of_ranks = [[_restore(item.config, data) for data in reports] for reports in answer.reports]
@@ -117,7 +121,6 @@ def combine(item, key: Key, answer):
         outcomes = {report.outcome for report in phase}
         if len(outcomes) == 1 and "failed" not in outcomes:
             first = phase[0]
-            first.nodeid = item.nodeid
             first.duration = max(report.duration for report in phase)
             yield first
         else:
