@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import horovod.torch as hvd
 import torch
 
-from horovod_sign.torch.agreement import agree, describe
+from horovod_sign.torch.agreement import agree
 
 # Horovod broadcasts integers of all sizes, but not all of torch's types.
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -51,7 +51,8 @@ def broadcast_state(optimizer, root: int, states: list[dict]) -> dict:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     lines = [
         f"parameters in {len(optimizer.param_groups)} groups",
-        *describe(dict.fromkeys(parameters, "of the state")),
+        # Not their strides: what is sent lies in memory by index.
+        *[f"parameter {i}: {p.dtype}, shape {tuple(p.shape)}" for i, p in enumerate(parameters)],
     ]
     tensors = _Tensors(agree(lines, None, hvd.global_process_set), root)
     options = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
