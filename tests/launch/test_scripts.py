@@ -1,4 +1,4 @@
-"""`ci/test.sh` fails when anything that it runs fails, and then goes no further. With stand-ins for its tools."""
+"""`ci/test.sh` fails when anything that it runs fails, and then goes no further, but for failed tests. With stand-ins for its tools."""
 
 import os
 import shutil
@@ -38,4 +38,5 @@ def test_whatever_fails_fails_the_whole(checkout, fails, arguments):
     )
     ran = (checkout / "ran").read_text().splitlines()
     assert (done.returncode != 0) == bool(fails)
-    assert ran == (STEPS[: STEPS.index(fails) + 1] if fails else STEPS)
+    again = ["pytest"] if fails == "pytest" and not arguments else []  # what failed, by itself
+    assert ran == (STEPS[: STEPS.index(fails) + 1] + again if fails else STEPS)
