@@ -1,4 +1,4 @@
-"""`ci/test.sh` fails when anything that it runs fails, and then goes no further, but for failed tests. With stand-ins for its tools."""
+"""`ci/test.sh` fails when anything that it runs fails, and goes no further, but for tests that fail: with stand-ins."""
 
 import os
 import shutil
