@@ -344,6 +344,7 @@ def test_the_loop_goes_on_after_backward_was_interrupted(error, kind, options):
     tasks.assert_replicas_identical(plain[1])
 
 
+@pytest.mark.ranks(3)  # one rank starts none
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_ctrl_c_while_a_vote_is_being_started_loses_none(when):
     """It waits until the vote is on its way: one that the others know and this rank does not would be waited for."""
