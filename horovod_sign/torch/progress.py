@@ -4,6 +4,7 @@ Two optimizers may be stepped in different orders on different ranks: rank 0 the
 rank 1 waits for one of the second, and each has part of what the other needs. So whoever waits lets all others go on.
 """
 
+import contextlib
 import math
 import time
 import weakref
@@ -32,7 +33,8 @@ def add(each: UnderWay):
 def go_on():
     """Everything that is under way goes on."""
     for each in list(_under_way):
-        each.poll()
+        with contextlib.suppress(Exception):  # no affair of who waits: it is raised again where its vote is waited for
+            each.poll()
 
 
 def wait(vote: Vote, seconds: float = math.inf) -> bool:

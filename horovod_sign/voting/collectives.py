@@ -86,7 +86,7 @@ class Vote:
         self.bytes_sent = 0
         self._protocol, self._collectives, self._name = protocol, collectives, name
         self._phase = 0
-        self._handle, self._decision = None, None
+        self._handle, self._decision, self._failure = None, None, None
         self._continue(None)
 
     @property
@@ -96,14 +96,28 @@ class Vote:
 
     def poll(self):
         """Goes on as far as possible without waiting."""
+        self._raise_again()
         while self._handle is not None and self._collectives.done(self._handle):
-            self._continue(self._collectives.finish(self._handle))
+            self._finish()
 
     def wait(self):
         """Waits for the decision (`messages.Planes`) and returns it."""
+        self._raise_again()
         while self._handle is not None:
-            self._continue(self._collectives.finish(self._handle))
+            self._finish()
         return self._decision
+
+    def _finish(self):
+        """Ends a request, and goes on. A request that has failed is no more, and neither is its vote."""
+        try:
+            self._continue(self._collectives.finish(self._handle))
+        except Exception as error:
+            self._failure = error
+            raise
+
+    def _raise_again(self):
+        if self._failure is not None:
+            raise self._failure
 
     def _continue(self, result):
         try:

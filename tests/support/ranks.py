@@ -1,6 +1,7 @@
 """Which rank this process is, of how many, as the launcher says; 0 of 1 where tests are only collected."""
 
 import os
+import sys
 from contextlib import contextmanager
 
 RANK = int(os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMI_RANK", "0")))
@@ -17,10 +18,19 @@ def process_sets(hvd, *members):
         *members: for each set its ranks; the set of all ranks is Horovod's own.
     """
     everyone = list(range(SIZE))
-    sets = [hvd.global_process_set if list(m) == everyone else hvd.add_process_set(list(m)) for m in members]
+    sets = [hvd.global_process_set if list(m) == everyone else new_process_set(hvd, list(m)) for m in members]
     try:
         yield sets
     finally:
         for each in sets:
             if each is not hvd.global_process_set:
                 hvd.remove_process_set(each)
+
+
+def new_process_set(hvd, ranks: list[int]):
+    """A process set that a test makes and removes; one of the same ranks that hierarchical votes have left goes."""
+    nodes = sys.modules.get("horovod_sign.torch.nodes")
+    left = None if nodes is None else nodes._sets.pop(tuple(ranks), None)
+    if left is not None and left.process_set_id is not None:
+        hvd.remove_process_set(left)
+    return hvd.add_process_set(ranks)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 import torch_tasks as tasks
-from ranks import SIZE
+from ranks import SIZE, process_sets
 
 import horovod_sign.torch as hvs
 from horovod_sign.torch import nodes
@@ -90,9 +90,9 @@ def test_16_bit_and_strided_gradients_are_averaged_in_float32(node_of):
 
 @pytest.mark.skipif(SIZE < 3, reason="there is no process set of some ranks")
 def test_votes_of_some_ranks_are_refused():
-    some = hvd.add_process_set(list(range(1, hvd.size())))
-    if some.included():
-        with pytest.raises(ValueError, match="hierarchical=True is for votes of all ranks: leave process_set out"):
-            hvs.DistributedOptimizer(
-                hvs.SignSGD([torch.nn.Parameter(torch.zeros(3))], 1.0), hierarchical=True, process_set=some
-            )
+    with process_sets(hvd, range(1, SIZE)) as (some,):
+        if some.included():
+            with pytest.raises(ValueError, match="hierarchical=True is for votes of all ranks: leave process_set out"):
+                hvs.DistributedOptimizer(
+                    hvs.SignSGD([torch.nn.Parameter(torch.zeros(3))], 1.0), hierarchical=True, process_set=some
+                )

@@ -10,7 +10,7 @@ import simulation as numpy_twin
 import torch
 import torch_tasks as tasks
 from mpi4py import MPI
-from ranks import LAST, SIZE
+from ranks import LAST, SIZE, new_process_set
 
 import horovod_sign.torch as hvs
 
@@ -159,7 +159,7 @@ def test_optimizers_of_overlapping_process_sets(transport):
     """Ranks that are in several sets have made more optimizers than the others: their votes still meet."""
     if hvd.size() < 3:
         pytest.skip("two sets of two overlap with three ranks or more")
-    sets = [hvd.add_process_set([0, 1]), hvd.add_process_set([1, 2])]
+    sets = [new_process_set(hvd, [0, 1]), new_process_set(hvd, [1, 2])]
     for process_set in sets:
         if process_set.included():
             p = torch.nn.Parameter(torch.zeros(5))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch_tasks as tasks
+from ranks import new_process_set
 
 import horovod_sign.torch as hvs
 
@@ -92,7 +93,7 @@ def test_on_another_number_of_ranks_all_start_from_the_mean(kind):
     """Saved by all ranks, loaded by process sets of one rank or two."""
     if hvd.size() == 1:
         pytest.skip("one rank has no other number of ranks")
-    sets = [hvd.add_process_set([rank]) for rank in range(hvd.size())]
+    sets = [new_process_set(hvd, [rank]) for rank in range(hvd.size())]
     net, optimizer = build(kind)
     train(net, optimizer, range(5))
     saved = through_a_file(hvs.gather_state_dict(optimizer))

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch_tasks as tasks
 from mpi4py import MPI
+from ranks import new_process_set
 
 import horovod_sign.torch as hvs
 from horovod_sign.torch import buckets, planes
@@ -118,7 +119,7 @@ def test_torch_operations_equal_the_kernels(kind, dtype, abstain, monkeypatch):
 def test_one_rank_steps_like_the_plain_optimizer(make):
     """On a process set of this rank alone, the vote is the rank's own, as in the plain optimizer."""
     alone = hvd.size() == 1
-    sets = [hvd.global_process_set if alone else hvd.add_process_set([rank]) for rank in range(hvd.size())]
+    sets = [hvd.global_process_set if alone else new_process_set(hvd, [rank]) for rank in range(hvd.size())]
     nets = [tasks.model(), tasks.model()]
     plain = make(nets[0].parameters(), 0.01, weight_decay=0.1)
     voted = wrap(make(nets[1].parameters(), 0.01, weight_decay=0.1), nets[1], process_set=sets[hvd.rank()])
@@ -138,7 +139,7 @@ def test_two_votes_on_disjoint_process_sets():
     if hvd.size() == 1:
         pytest.skip("one rank has no two sets")
     members = [list(range(parity, hvd.size(), 2)) for parity in (0, 1)]
-    sets = [hvd.add_process_set(ranks) for ranks in members]
+    sets = [new_process_set(hvd, ranks) for ranks in members]
     parity = hvd.rank() % 2
     net = tasks.model(seed=parity)
     optimizer = wrap(hvs.SignSGD(net.parameters(), 0.01), net, process_set=sets[parity])
