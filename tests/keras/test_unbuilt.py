@@ -332,8 +332,9 @@ def copied(how, net, folder):
 def test_an_optimizer_that_does_not_vote_is_an_error_on_all_ranks(how, tmp_path):
     net = tasks.model()
     net.compile(signum(), loss="mse")
+    folder = MPI.COMM_WORLD.bcast(str(tmp_path))
     if how != "on one rank" or RANK == LAST:
-        net = copied("load_model" if how == "on one rank" else how, net, MPI.COMM_WORLD.bcast(str(tmp_path)))
+        net = copied("load_model" if how == "on one rank" else how, net, folder)
     x, y = tasks.data(RANK)
     for callback in (hvs.callbacks.BroadcastGlobalVariablesCallback(0), hvs.callbacks.MetricAverageCallback()):
         with pytest.raises(
