@@ -210,10 +210,11 @@ class _Distributed:
     @torch.compiler.disable
     def synchronize(self):
         """Makes the votes the gradients of the parameters, to be changed before a `step` in `skip_synchronize`."""
-        if self._may_vote():
-            with torch.no_grad():
-                for bucket, decided in self._votes.decisions():
-                    bucket.write_votes(decided)
+        with self._votes.concluded():
+            if self._may_vote():
+                with torch.no_grad():
+                    for bucket, decided in self._votes.decisions():
+                        bucket.write_votes(decided)
         self._synchronized = True
 
     @contextmanager
@@ -226,10 +227,11 @@ class _Distributed:
             self._should_synchronize = True
 
     def _vote_and_step(self):
-        self.vote_on_gradients()
-        if not self._skip:
-            self._votes.scaling.hide_from_base(self)
-            self._step_by_vote()
+        with self._votes.concluded():
+            self.vote_on_gradients()
+            if not self._skip:
+                self._votes.scaling.hide_from_base(self)
+                self._step_by_vote()
         self._votes.scaling.end_step(self)
         self._synchronized, self._skip = False, False
 

@@ -4,6 +4,7 @@ Horovod's engine carries the votes of several buckets at once, in the order in w
 start them in different orders.
 """
 
+import contextlib
 import functools
 import math
 import time
@@ -11,7 +12,6 @@ import weakref
 from collections.abc import Callable, Iterator
 
 import torch
-from horovod.common.exceptions import HorovodInternalError
 from torch.utils.weak import WeakIdKeyDictionary
 
 from horovod_sign.torch import progress
@@ -205,6 +205,31 @@ class Pipeline:
         self.reset()
         self.noticed = noticed
 
+    def conclude(self, seconds: float):
+        """A step has failed here: takes part in its votes to the end all the same, for so many seconds, and drops them.
+
+        Other ranks may wait for them; and if all have failed, ops that only some have started would stay in Horovod's
+        engine, which dies of them when a rank joins. If this rank has started no vote, nothing is done.
+        """
+        under_way = self.started or len(self._unstarted) < len(self._buckets)
+        until = time.monotonic() + seconds
+        while under_way and time.monotonic() < until:
+            under_way = self._drop_decided() or bool(self._unstarted)
+            self._go_on()
+            self._collectives.idle()
+        if not under_way:
+            self.reset()
+
+    def _drop_decided(self) -> bool:
+        """Forgets votes that are decided or have failed; returns whether there are others."""
+        for bucket, vote in list(self._votes.items()):
+            with contextlib.suppress(Exception):
+                vote.poll()
+                if not vote.decided:
+                    continue
+            del self._votes[bucket]
+        return bool(self._votes)
+
     def poll(self):
         """Goes on as far as possible without waiting, while this process waits for something else.
 
@@ -219,9 +244,7 @@ class Pipeline:
         if due and time.monotonic() - self._held_up_since > _HELD_UP:
             try:
                 self._go_on()
-            except HorovodInternalError:
-                raise
-            except Exception:  # no affair of the other optimizer's: the next step of this one will raise it
+            except Exception:  # the next step of this optimizer tries again, and raises it
                 self._held_up_since = math.inf
         for bucket in due:
             if bucket in self._votes:

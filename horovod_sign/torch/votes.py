@@ -3,11 +3,13 @@
 import warnings
 import weakref
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import horovod.torch as hvd
 import torch
+from horovod.common.exceptions import HorovodInternalError
 
 from horovod_sign.statistics import Monitor
 from horovod_sign.torch.agreement import agree, describe
@@ -30,6 +32,8 @@ _NOT_ELASTIC = (
     "the environment says HOROVOD_ELASTIC=1. If the job is elastic, ranks that join must learn what is voted on: keep "
     "the optimizer in hvs.elastic.TorchState instead of hvd.elastic.TorchState; if it is not, unset it"
 )
+
+_FAREWELL = 5  # seconds for which an error waits until the votes of its step are decided
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,18 @@ class Votes:
         self.monitor.end(self.pipeline.bytes_sent)
         self.replicas.conclude(PATIENCE)
         self.has_history = True
+
+    @contextmanager
+    def concluded(self):
+        """Around what is done with the votes of a step: if it fails, they go on to their end for the other ranks."""
+        try:
+            yield
+        except HorovodInternalError:  # no vote goes on; elastic Horovod catches it
+            raise
+        except Exception:
+            with torch.no_grad():
+                self.pipeline.conclude(_FAREWELL)
+            raise
 
     def new_gradients(self) -> bool:
         """Whether a backward pass has reached a parameter of any rank since the last vote. A collective."""
