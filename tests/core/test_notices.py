@@ -83,3 +83,15 @@ def test_another_number_of_items():
 def test_ranks_that_have_joined_do_not_count():
     assert compared(items(), items(), items(0.2), joined=[2]) == []
     assert compared(items(), items(0.3), items(0.2), joined=[2]) == ["lr of group 0 is 0.1 on rank 0 and 0.3 on rank 1"]
+
+
+@pytest.mark.parametrize("sizes", [[], [5], [3, 0, 40, 1], [100] * 7, [8, 16, 24]])
+def test_parts_reach_every_byte_in_turn(sizes):
+    """Of a small model all, of a large one no more than 16 bytes at once."""
+    whole = {(i, byte) for i, size in enumerate(sizes) for byte in range(size)}
+    rounds = [list(replicas.parts(sizes, number, 16)) for number in range(-(-sum(sizes) // 16) or 1)]
+    reached = [{(i, byte) for i, start, stop in each for byte in range(start, stop)} for each in rounds]
+    assert set().union(*reached) == whole
+    assert all(len(each) <= 16 for each in reached)
+    if sum(sizes) <= 16:
+        assert list(replicas.parts(sizes, 5, 16)) == rounds[0]

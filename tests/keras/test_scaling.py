@@ -1,6 +1,5 @@
 """Loss scaling among ranks of which one is broken, or has joined: each rank's scale is its own affair."""
 
-import horovod.tensorflow as hvd
 import keras
 import keras_tasks as tasks
 import numpy as np
@@ -86,14 +85,7 @@ def test_an_overflow_of_all_ranks_in_the_last_pass_leaves_the_sums():
 
 
 def test_ranks_that_have_joined_do_not_lower_the_scale():
-    """Uneven data: rank r has r + 1 steps and then joins."""
     of_all = [oracle.gradients(rank, 50, np.float32, edges=False) for rank in range(SIZE)]
     optimizer, x = scaled(lambda: hvs.SignSGD(1.0), transport="counts"), keras.Variable(np.zeros(50, np.float32))
-    step, values = stepper(optimizer, x), []
-    for _ in range(1 + RANK):
-        step(tf.constant(of_all[RANK]))
-        values.append(x.numpy())
-    hvd.join()
-    votes = [oracle.vote(of_all[number:]) for number in range(1 + RANK)]
-    np.testing.assert_array_equal(values, -np.cumsum(votes, 0))
+    tasks.assert_joined_ranks_abstain(stepper(optimizer, x), x, of_all)
     assert float(optimizer.dynamic_scale.numpy()) == START

@@ -183,16 +183,9 @@ def test_just_under_half_of_the_ranks_are_hostile(kind):
 
 @pytest.mark.ranks(3)  # two that go on and then one alone
 def test_joined_ranks_abstain_with_counts():
-    """Uneven data: rank r has r + 1 steps and then joins, so in the end the last rank votes alone."""
     of_all = [oracle.gradients(rank, 100, np.float32) for rank in range(SIZE)]
-    x, values = keras.Variable(np.zeros(100, np.float32)), []
-    step = stepper(wrap(hvs.SignSGD(1.0), transport="counts"), x)
-    for _ in range(1 + RANK):
-        step(tf.constant(of_all[RANK]))
-        values.append(x.numpy())
-    hvd.join()
-    votes = [oracle.vote(of_all[number:]) for number in range(1 + RANK)]
-    np.testing.assert_array_equal(values, -np.cumsum(votes, 0))
+    x = keras.Variable(np.zeros(100, np.float32))
+    tasks.assert_joined_ranks_abstain(stepper(wrap(hvs.SignSGD(1.0), transport="counts"), x), x, of_all)
 
 
 def test_missing_and_sparse_gradients():

@@ -1,5 +1,6 @@
 """Trains until one rank ends, in one of several ways; the others say what they are told. Started by test_endings.py."""
 
+import atexit
 import os
 import signal
 import sys
@@ -7,6 +8,10 @@ import threading
 import time
 
 how, transport, first = sys.argv[1:]
+if os.environ["OMPI_COMM_WORLD_RANK"] == "1":
+    # Runs after Horovod's own exit handler, which is registered later: mpirun ends the other ranks as soon as this
+    # process is gone, and they are to speak first.
+    atexit.register(time.sleep, 3)
 if first == "mpi4py":  # Horovod then leaves it to mpi4py to finalize MPI
     from mpi4py import MPI  # noqa: F401
 

@@ -1,8 +1,11 @@
 """A small Keras model, data that differ from rank to rank, and its training by vote in NumPy."""
 
+import horovod.tensorflow as hvd
 import keras
 import numpy as np
+import oracle
 import simulation
+import tensorflow as tf
 from mpi4py import MPI
 from ranks import RANK, SIZE
 
@@ -44,6 +47,23 @@ def momenta(optimizer) -> list:
     if isinstance(inner, Signum):
         return inner.momentum_of(inner._trainable_variables).slots
     return Momenta(optimizer).slots if is_distributed(optimizer) else []
+
+
+def assert_joined_ranks_abstain(step, x, of_all):
+    """Uneven data: rank r has r + 1 steps and then joins, so in the end the last rank votes alone.
+
+    Args:
+        step: takes one by SignSGD(1.0) on a gradient.
+        x: the variable, of zeros.
+        of_all: the gradient of each rank.
+    """
+    values = []
+    for _ in range(1 + RANK):
+        step(tf.constant(of_all[RANK]))
+        values.append(x.numpy())
+    hvd.join()
+    votes = [oracle.vote(of_all[number:]) for number in range(1 + RANK)]
+    np.testing.assert_array_equal(values, -np.cumsum(votes, 0))
 
 
 def assert_replicas_identical(arrays):

@@ -17,17 +17,21 @@ def process_sets(hvd, *members):
         hvd: Horovod for the framework.
         *members: for each set its ranks; the set of all ranks is Horovod's own.
     """
+    from mpi4py import MPI  # not where tests are only collected
+
     everyone = list(range(SIZE))
-    sets = [hvd.global_process_set if list(m) == everyone else new_process_set(hvd, list(m)) for m in members]
+    sets = [hvd.global_process_set if list(m) == everyone else _new_process_set(hvd, list(m)) for m in members]
     try:
         yield sets
+        # Horovod can wait for ever if one rank removes a set while others still work in it.
+        MPI.COMM_WORLD.Barrier()
     finally:
         for each in sets:
             if each is not hvd.global_process_set:
                 hvd.remove_process_set(each)
 
 
-def new_process_set(hvd, ranks: list[int]):
+def _new_process_set(hvd, ranks: list[int]):
     """A process set that a test makes and removes; one of the same ranks that hierarchical votes have left goes."""
     nodes = sys.modules.get("horovod_sign.torch.nodes")
     left = None if nodes is None else nodes._sets.pop(tuple(ranks), None)

@@ -38,6 +38,19 @@ def values(net: torch.nn.Module) -> list[np.ndarray]:
     return [p.detach().to(torch.float64).numpy().copy() for p in net.parameters()]
 
 
+def train(net: torch.nn.Module, optimizer, steps, dtype=torch.float32):
+    """Steps on images of this rank's own. `steps`: their numbers."""
+    for step in steps:
+        optimizer.zero_grad()
+        backward(net, step, dtype)
+        optimizer.step()
+
+
+def momenta(optimizer) -> list[np.ndarray]:
+    """Copies of what this rank votes by."""
+    return [optimizer.vote_state(p)["momentum_buffer"].numpy().copy() for p in optimizer.param_groups[0]["params"]]
+
+
 def gradients_of_all_ranks(net: torch.nn.Module) -> list[list[np.ndarray | None]]:
     """For each rank, its gradients."""
     mine = [None if p.grad is None else p.grad.detach().to(torch.float32).numpy().copy() for p in net.parameters()]
@@ -55,6 +68,13 @@ def assert_equal_on_all_ranks(left, right):
     same = all(np.array_equal(a, b, equal_nan=True) for a, b in zip(left, right, strict=True))
     unlike = [rank for rank, each in enumerate(MPI.COMM_WORLD.allgather(same)) if not each]
     assert not unlike, f"the arrays differ on ranks {unlike}"
+
+
+def assert_simulated(net: torch.nn.Module, simulation):
+    """The replicas are identical, and where the simulation is, up to rounding."""
+    assert_replicas_identical(net)
+    for value, simulated in zip(values(net), simulation.x, strict=True):
+        np.testing.assert_allclose(value, simulated, rtol=1e-5, atol=1e-6)
 
 
 def simulate(start: list[np.ndarray], ranks: int, lr: float, momentum=None, weight_decay=0.0, abstain=True, warmup=0):

@@ -6,6 +6,7 @@ import torch
 import torch_tasks as tasks
 from mpi4py import MPI
 from ranks import LAST, RANK, SIZE
+from torch_tasks import momenta, train
 
 import horovod_sign.torch as hvs
 
@@ -26,17 +27,6 @@ def build(kind="Signum", **options):
     else:
         plain, options["compression"] = torch.optim.SGD(net.parameters(), 0.1, 0.9), hvs.Compression.signum(0.8, True)
     return net, hvs.DistributedOptimizer(plain, net.named_parameters(), **options)
-
-
-def train(net, optimizer, steps):
-    for step in steps:
-        optimizer.zero_grad()
-        tasks.backward(net, step)
-        optimizer.step()
-
-
-def momenta(optimizer) -> list[np.ndarray]:
-    return [optimizer.vote_state(p)["momentum_buffer"].numpy().copy() for p in optimizer.param_groups[0]["params"]]
 
 
 def steps_of(optimizer) -> set[int]:
@@ -126,6 +116,4 @@ def test_votes_that_were_under_way_are_void(transport):
     tasks.backward(net, 3)
     optimizer.step()
     simulation.step(tasks.gradients_of_all_ranks(net))
-    tasks.assert_replicas_identical(net)
-    for value, simulated in zip(tasks.values(net), simulation.x, strict=True):
-        np.testing.assert_allclose(value, simulated, rtol=1e-5, atol=1e-6)
+    tasks.assert_simulated(net, simulation)

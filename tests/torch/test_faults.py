@@ -12,6 +12,7 @@ import torch
 import torch_tasks as tasks
 from mpi4py import MPI
 from ranks import LAST, SIZE
+from torch_tasks import momenta
 
 import horovod_sign.torch as hvs
 
@@ -30,10 +31,6 @@ def make(kind, net):
     if kind == "Signum":
         return hvs.Signum(net.parameters(), 0.01, weight_decay=0.1), {}
     return torch.optim.Adam(net.parameters(), 0.01), {"compression": hvs.Compression.signum(0.9)}
-
-
-def momenta(optimizer) -> list[np.ndarray]:
-    return [optimizer.vote_state(p)["momentum_buffer"].numpy().copy() for p in optimizer.param_groups[0]["params"]]
 
 
 def scaled_step(optimizer, net, scaler, step, how="scaler.step", overflow=False):
@@ -108,9 +105,7 @@ def test_a_rank_that_overflows_abstains_from_one_bit_votes_too(transport):
     for step in range(3):
         scaled_step(optimizer, net, scaler, step, overflow=hvd.rank() == LAST)
         simulation.step(tasks.gradients_of_all_ranks(net)[:-1])
-    tasks.assert_replicas_identical(net)
-    for value, simulated in zip(tasks.values(net), simulation.x, strict=True):
-        np.testing.assert_allclose(value, simulated, rtol=1e-5, atol=1e-6)
+    tasks.assert_simulated(net, simulation)
 
 
 def test_float16_autocast_trains():
@@ -190,9 +185,7 @@ def test_nan_and_inf_gradients_of_one_rank(kind, transport):
     assert len(messages) == broken
     assert all(f"rank {LAST}: the gradient of parameter 3.weight is NaN in 1 of 756" in text for text in messages)
     assert optimizer.vote_statistics().total_nans == 10 * broken
-    tasks.assert_replicas_identical(net)
-    for value, simulated in zip(tasks.values(net), simulation.x, strict=True):
-        np.testing.assert_allclose(value, simulated, rtol=1e-5, atol=1e-6)
+    tasks.assert_simulated(net, simulation)
     assert all(torch.isfinite(m).all() for state in optimizer.state.values() for m in state.values())
 
 

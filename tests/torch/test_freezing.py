@@ -1,7 +1,6 @@
 """Parameters frozen or unfrozen after wrapping: by all ranks alike, or one sentence on all; never a wait for ever."""
 
 import horovod.torch as hvd
-import numpy as np
 import pytest
 import torch
 import torch_tasks as tasks
@@ -69,9 +68,7 @@ def test_all_alike_go_on_and_new_parameters_vote_at_once(options):
             frozen.requires_grad_(number == 2)
         step(optimizer, net, number)
         simulation.step(tasks.gradients_of_all_ranks(net))
-    tasks.assert_replicas_identical(net)
-    for value, simulated in zip(tasks.values(net), simulation.x, strict=True):
-        np.testing.assert_allclose(value, simulated, rtol=1e-5, atol=1e-6)
+    tasks.assert_simulated(net, simulation)
 
 
 def test_one_rank_alone_unfreezes_where_nothing_was_voted_on():

@@ -1,13 +1,11 @@
 """A process that was started with others, and does not know of them."""
 
-import warnings
-
 import horovod.torch as hvd
 import pytest
 import torch
+from separate_trainings import assert_warned_of_once
 
 import horovod_sign.torch as hvs
-from horovod_sign import launched
 
 RANKS = (1,)  # what such a process takes itself for
 
@@ -18,14 +16,7 @@ def wrap():
 
 @pytest.mark.parametrize("ask", [wrap, hvs.node_process_sets], ids=["DistributedOptimizer", "node_process_sets"])
 def test_separate_trainings_are_warned_of_once(monkeypatch, ask):
-    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
-    launched._warn.cache_clear()
-    with pytest.warns(RuntimeWarning, match="SLURM_STEP_NUM_TASKS says that 2 were started together"):
-        ask()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        ask()
-    launched._warn.cache_clear()
+    assert_warned_of_once(monkeypatch, ask)
     assert hvd.size() == 1
 
 

@@ -10,7 +10,7 @@ import simulation as numpy_twin
 import torch
 import torch_tasks as tasks
 from mpi4py import MPI
-from ranks import LAST, SIZE, new_process_set
+from ranks import LAST, SIZE, process_sets
 
 import horovod_sign.torch as hvs
 
@@ -40,8 +40,7 @@ def train(optimizer, net, steps=5, simulation=None):
             simulation.step(tasks.gradients_of_all_ranks(net))
     tasks.assert_replicas_identical(net)
     if simulation is not None:
-        for value, simulated in zip(tasks.values(net), simulation.x, strict=True):
-            np.testing.assert_allclose(value, simulated, rtol=1e-5, atol=1e-6)
+        tasks.assert_simulated(net, simulation)
 
 
 def moved(net, before) -> list[bool]:
@@ -159,18 +158,18 @@ def test_optimizers_of_overlapping_process_sets(transport):
     """Ranks that are in several sets have made more optimizers than the others: their votes still meet."""
     if hvd.size() < 3:
         pytest.skip("two sets of two overlap with three ranks or more")
-    sets = [new_process_set(hvd, [0, 1]), new_process_set(hvd, [1, 2])]
-    for process_set in sets:
-        if process_set.included():
-            p = torch.nn.Parameter(torch.zeros(5))
-            optimizer = hvs.DistributedOptimizer(hvs.SignSGD([p], 1.0), process_set=process_set, transport=transport)
-            (p.sum() * 2.0).backward()
-            optimizer.step()
-            assert (p == -1).all()
-    optimizer = hvs.DistributedOptimizer(hvs.SignSGD([torch.nn.Parameter(torch.zeros(5))], 1.0))
-    optimizer.step()
-    for process_set in sets:
-        hvd.remove_process_set(process_set)
+    with process_sets(hvd, [0, 1], [1, 2]) as sets:
+        for process_set in sets:
+            if process_set.included():
+                p = torch.nn.Parameter(torch.zeros(5))
+                optimizer = hvs.DistributedOptimizer(
+                    hvs.SignSGD([p], 1.0), process_set=process_set, transport=transport
+                )
+                (p.sum() * 2.0).backward()
+                optimizer.step()
+                assert (p == -1).all()
+        optimizer = hvs.DistributedOptimizer(hvs.SignSGD([torch.nn.Parameter(torch.zeros(5))], 1.0))
+        optimizer.step()
 
 
 def test_tied_parameters_vote_once(transport):
@@ -291,9 +290,7 @@ def test_compiled_by_inductor(monkeypatch):
         for p, q in zip(net.parameters(), eager.parameters(), strict=True):
             torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-6)
         simulation.step(tasks.gradients_of_all_ranks(net))
-        tasks.assert_replicas_identical(net)
-        for value, simulated in zip(tasks.values(net), simulation.x, strict=True):
-            np.testing.assert_allclose(value, simulated, rtol=1e-5, atol=1e-6)
+        tasks.assert_simulated(net, simulation)
     assert torch._dynamo.utils.counters["inductor"], "inductor compiled nothing"
 
 
@@ -331,9 +328,7 @@ def test_two_models_and_optimizers_interleaved(transport):
             optimizer.step()
             simulation.step(tasks.gradients_of_all_ranks(net))
     for net, simulation in zip(nets, simulations, strict=True):
-        tasks.assert_replicas_identical(net)
-        for value, simulated in zip(tasks.values(net), simulation.x, strict=True):
-            np.testing.assert_allclose(value, simulated, rtol=1e-5, atol=1e-6)
+        tasks.assert_simulated(net, simulation)
 
 
 def test_two_optimizers_share_a_model(transport):
@@ -394,9 +389,7 @@ def test_clipping_before_the_vote(transport):
         torch.nn.utils.clip_grad_norm_(net.parameters(), 0.1 * (step + 1))
         optimizer.step()
         simulation.step(tasks.gradients_of_all_ranks(net))
-    tasks.assert_replicas_identical(net)
-    for value, simulated in zip(tasks.values(net), simulation.x, strict=True):
-        np.testing.assert_allclose(value, simulated, rtol=1e-5, atol=1e-6)
+    tasks.assert_simulated(net, simulation)
     optimizer = wrap(hvs.Signum(net.parameters(), 0.01), net, transport="exchange")
     tasks.backward(net, 0)
     torch.nn.utils.clip_grad_norm_(net.parameters(), 0.1)

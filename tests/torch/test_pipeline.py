@@ -188,9 +188,7 @@ def test_how_many_passes_make_a_step_can_change_between_steps(transport):
             tasks.backward(net, 10 * step + part)
         optimizer.step()
         simulation.step(tasks.gradients_of_all_ranks(net))
-    tasks.assert_replicas_identical(net)
-    for value, simulated in zip(tasks.values(net), simulation.x, strict=True):
-        np.testing.assert_allclose(value, simulated, rtol=1e-5, atol=1e-6)
+    tasks.assert_simulated(net, simulation)
 
 
 def test_more_passes_than_a_step_has_are_refused(transport):

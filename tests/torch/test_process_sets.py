@@ -10,6 +10,7 @@ import torch
 import torch_tasks as tasks
 from mpi4py import MPI
 from ranks import LAST, RANK, SIZE, process_sets
+from torch_tasks import momenta, train
 
 import horovod_sign.torch as hvs
 
@@ -32,17 +33,6 @@ def build(some, kind="Signum", seed=1, **options):
     else:
         plain, options["compression"] = torch.optim.SGD(net.parameters(), 0.1, 0.9), hvs.Compression.signum(0.5)
     return net, hvs.DistributedOptimizer(plain, net.named_parameters(), process_set=some, **options)
-
-
-def train(net, optimizer, steps):
-    for step in steps:
-        optimizer.zero_grad()
-        tasks.backward(net, step)
-        optimizer.step()
-
-
-def momenta(optimizer) -> list[np.ndarray]:
-    return [optimizer.vote_state(p)["momentum_buffer"].numpy().copy() for p in optimizer.param_groups[0]["params"]]
 
 
 def from_file(state, root: int):

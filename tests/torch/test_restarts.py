@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 import torch_tasks as tasks
-from ranks import new_process_set
+from ranks import process_sets
+from torch_tasks import momenta
 
 import horovod_sign.torch as hvs
 
@@ -33,14 +34,7 @@ def build(kind, dtype=torch.float32, **options):
 
 
 def train(net, optimizer, steps):
-    for step in steps:
-        optimizer.zero_grad()
-        tasks.backward(net, step, net[3].weight.dtype)
-        optimizer.step()
-
-
-def momenta(optimizer) -> list[np.ndarray]:
-    return [optimizer.vote_state(p)["momentum_buffer"].numpy().copy() for p in optimizer.param_groups[0]["params"]]
+    tasks.train(net, optimizer, steps, net[3].weight.dtype)
 
 
 def through_a_file(value):
@@ -93,18 +87,16 @@ def test_on_another_number_of_ranks_all_start_from_the_mean(kind):
     """Saved by all ranks, loaded by process sets of one rank or two."""
     if hvd.size() == 1:
         pytest.skip("one rank has no other number of ranks")
-    sets = [new_process_set(hvd, [rank]) for rank in range(hvd.size())]
-    net, optimizer = build(kind)
-    train(net, optimizer, range(5))
-    saved = through_a_file(hvs.gather_state_dict(optimizer))
-    mean = [np.mean(hvd.allgather_object(mine), axis=0) for mine in momenta(optimizer)]
-    _, alone = build(kind, process_set=sets[hvd.rank()])
-    alone.load_state_dict(saved)
-    for got, expected in zip(momenta(alone), mean, strict=True):
-        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-8)
-    assert len({b"".join(m.tobytes() for m in each) for each in hvd.allgather_object(momenta(alone))}) == 1
-    for process_set in sets:
-        hvd.remove_process_set(process_set)
+    with process_sets(hvd, *[[rank] for rank in range(hvd.size())]) as sets:
+        net, optimizer = build(kind)
+        train(net, optimizer, range(5))
+        saved = through_a_file(hvs.gather_state_dict(optimizer))
+        mean = [np.mean(hvd.allgather_object(mine), axis=0) for mine in momenta(optimizer)]
+        _, alone = build(kind, process_set=sets[hvd.rank()])
+        alone.load_state_dict(saved)
+        for got, expected in zip(momenta(alone), mean, strict=True):
+            np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-8)
+        assert len({b"".join(m.tobytes() for m in each) for each in hvd.allgather_object(momenta(alone))}) == 1
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch_tasks as tasks
 from ranks import LAST, RANK, SIZE
+from torch_tasks import train
 
 import horovod_sign.torch as hvs
 
@@ -32,13 +33,6 @@ def build(kind, **options):
     if kind == "SGD":
         options["compression"] = hvs.Compression.signum(0.5, warmup=True)
     return net, hvs.DistributedOptimizer(plain_optimizer(kind, net.parameters()), net.named_parameters(), **options)
-
-
-def train(net, optimizer, steps):
-    for step in steps:
-        optimizer.zero_grad()
-        tasks.backward(net, step)
-        optimizer.step()
 
 
 def checkpoint_of(kind):

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch_tasks as tasks
 from mpi4py import MPI
-from ranks import new_process_set
+from ranks import process_sets
 
 import horovod_sign.torch as hvs
 from horovod_sign.torch import buckets, planes
@@ -37,9 +37,7 @@ def test_twenty_steps_equal_the_simulation(momentum, abstain, transport):
         tasks.backward(net, step)
         optimizer.step()
         simulation.step(tasks.gradients_of_all_ranks(net))
-    tasks.assert_replicas_identical(net)
-    for value, simulated in zip(tasks.values(net), simulation.x, strict=True):
-        np.testing.assert_allclose(value, simulated, rtol=1e-5, atol=1e-6)
+    tasks.assert_simulated(net, simulation)
 
 
 @pytest.mark.parametrize("momentum", [None, 0.9])
@@ -118,20 +116,17 @@ def test_torch_operations_equal_the_kernels(kind, dtype, abstain, monkeypatch):
 @pytest.mark.parametrize("make", [hvs.SignSGD, hvs.Signum])
 def test_one_rank_steps_like_the_plain_optimizer(make):
     """On a process set of this rank alone, the vote is the rank's own, as in the plain optimizer."""
-    alone = hvd.size() == 1
-    sets = [hvd.global_process_set if alone else new_process_set(hvd, [rank]) for rank in range(hvd.size())]
-    nets = [tasks.model(), tasks.model()]
-    plain = make(nets[0].parameters(), 0.01, weight_decay=0.1)
-    voted = wrap(make(nets[1].parameters(), 0.01, weight_decay=0.1), nets[1], process_set=sets[hvd.rank()])
-    for step in range(STEPS):
-        for net, optimizer in zip(nets, (plain, voted), strict=True):
-            optimizer.zero_grad()
-            tasks.backward(net, step)
-            optimizer.step()
-    for left, right in zip(*map(tasks.values, nets), strict=True):
-        np.testing.assert_array_equal(left, right)
-    for each in [] if alone else sets:
-        hvd.remove_process_set(each)
+    with process_sets(hvd, *[[rank] for rank in range(hvd.size())]) as sets:
+        nets = [tasks.model(), tasks.model()]
+        plain = make(nets[0].parameters(), 0.01, weight_decay=0.1)
+        voted = wrap(make(nets[1].parameters(), 0.01, weight_decay=0.1), nets[1], process_set=sets[hvd.rank()])
+        for step in range(STEPS):
+            for net, optimizer in zip(nets, (plain, voted), strict=True):
+                optimizer.zero_grad()
+                tasks.backward(net, step)
+                optimizer.step()
+        for left, right in zip(*map(tasks.values, nets), strict=True):
+            np.testing.assert_array_equal(left, right)
 
 
 def test_two_votes_on_disjoint_process_sets():
@@ -139,21 +134,19 @@ def test_two_votes_on_disjoint_process_sets():
     if hvd.size() == 1:
         pytest.skip("one rank has no two sets")
     members = [list(range(parity, hvd.size(), 2)) for parity in (0, 1)]
-    sets = [new_process_set(hvd, ranks) for ranks in members]
-    parity = hvd.rank() % 2
-    net = tasks.model(seed=parity)
-    optimizer = wrap(hvs.SignSGD(net.parameters(), 0.01), net, process_set=sets[parity])
-    simulation = tasks.Simulation(tasks.values(net), len(members[parity]), 0.01)
-    for step in range(STEPS):
-        optimizer.zero_grad()
-        tasks.backward(net, step)
-        optimizer.step()
-        everyone = tasks.gradients_of_all_ranks(net)
-        simulation.step([everyone[rank] for rank in members[parity]])
-    for value, simulated in zip(tasks.values(net), simulation.x, strict=True):
-        np.testing.assert_allclose(value, simulated, rtol=1e-5, atol=1e-6)
-    for each in sets:
-        hvd.remove_process_set(each)
+    with process_sets(hvd, *members) as sets:
+        parity = hvd.rank() % 2
+        net = tasks.model(seed=parity)
+        optimizer = wrap(hvs.SignSGD(net.parameters(), 0.01), net, process_set=sets[parity])
+        simulation = tasks.Simulation(tasks.values(net), len(members[parity]), 0.01)
+        for step in range(STEPS):
+            optimizer.zero_grad()
+            tasks.backward(net, step)
+            optimizer.step()
+            everyone = tasks.gradients_of_all_ranks(net)
+            simulation.step([everyone[rank] for rank in members[parity]])
+        for value, simulated in zip(tasks.values(net), simulation.x, strict=True):
+            np.testing.assert_allclose(value, simulated, rtol=1e-5, atol=1e-6)
 
 
 def test_backward_passes_per_step():
@@ -166,9 +159,7 @@ def test_backward_passes_per_step():
             tasks.backward(net, 3 * step + part)
         optimizer.step()
         simulation.step(tasks.gradients_of_all_ranks(net))
-    tasks.assert_replicas_identical(net)
-    for value, simulated in zip(tasks.values(net), simulation.x, strict=True):
-        np.testing.assert_allclose(value, simulated, rtol=1e-5, atol=1e-6)
+    tasks.assert_simulated(net, simulation)
 
 
 @pytest.mark.parametrize("momentum", [None, 0.9])
@@ -190,9 +181,7 @@ def test_a_parameter_without_gradient_on_some_rank_abstains_there(transport, mom
             assert frozen.weight.grad is None
         optimizer.step()
         simulation.step(tasks.gradients_of_all_ranks(net))
-    tasks.assert_replicas_identical(net)
-    for value, simulated in zip(tasks.values(net), simulation.x, strict=True):
-        np.testing.assert_allclose(value, simulated, rtol=1e-5, atol=1e-6)
+    tasks.assert_simulated(net, simulation)
 
 
 def test_channels_last():
@@ -207,9 +196,7 @@ def test_channels_last():
         tasks.backward(net, step)
         optimizer.step()
         simulation.step(tasks.gradients_of_all_ranks(net))
-    tasks.assert_replicas_identical(net)
-    for value, simulated in zip(tasks.values(net), simulation.x, strict=True):
-        np.testing.assert_allclose(value, simulated, rtol=1e-5, atol=1e-6)
+    tasks.assert_simulated(net, simulation)
 
 
 def test_scheduler_and_state_made_before_wrapping_live_on():
@@ -251,21 +238,15 @@ def test_state_dict_resumes_bit_exactly(kind):
             return net, wrap(hvs.Signum(net.parameters(), 0.01), net)
         return net, wrap(torch.optim.Adam(net.parameters(), 0.01), net, compression=hvs.Compression.signum(warmup=True))
 
-    def train(net, optimizer, steps):
-        for step in steps:
-            optimizer.zero_grad()
-            tasks.backward(net, step)
-            optimizer.step()
-
     net, optimizer = build()
-    train(net, optimizer, range(10))
+    tasks.train(net, optimizer, range(10))
     saved = net.state_dict(), optimizer.state_dict()
     resumed, resumed_optimizer = build()
     resumed.load_state_dict(saved[0])
     resumed_optimizer.load_state_dict(saved[1])
-    train(resumed, resumed_optimizer, range(10, 20))
+    tasks.train(resumed, resumed_optimizer, range(10, 20))
     whole, whole_optimizer = build()
-    train(whole, whole_optimizer, range(20))
+    tasks.train(whole, whole_optimizer, range(20))
     for left, right in zip(tasks.values(resumed), tasks.values(whole), strict=True):
         np.testing.assert_array_equal(left, right)
 

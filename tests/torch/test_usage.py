@@ -100,10 +100,7 @@ def test_what_goes_wrong_on_one_rank_with_a_new_group_reaches_all():
 
 
 def train(net, optimizer, steps):
-    for step in steps:
-        optimizer.zero_grad()
-        tasks.backward(net, step)
-        optimizer.step()
+    tasks.train(net, optimizer, steps)
     tasks.assert_replicas_identical(net)
 
 
@@ -139,8 +136,7 @@ def edited_steps(net, optimizer, edit, steps=6, simulation=None):
             simulation.step(tasks.gradients_of_all_ranks(net))
     tasks.assert_replicas_identical(net)
     if simulation is not None:
-        for value, simulated in zip(tasks.values(net), simulation.x, strict=True):
-            np.testing.assert_allclose(value, simulated, rtol=1e-5, atol=1e-6)
+        tasks.assert_simulated(net, simulation)
     return told
 
 

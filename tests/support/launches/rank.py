@@ -2,12 +2,12 @@
 
 import contextlib
 import faulthandler
+import importlib
 import json
 import os
 import queue
 import signal
 import socket
-import sys
 import threading
 
 import pytest
@@ -62,7 +62,7 @@ class RankPlugin:
         self._connection.sendall(json.dumps(message, default=str).encode() + b"\n")
 
     def _listen(self, orders):
-        """The parent's orders. Where it is gone while a test runs, so is this rank."""
+        """The parent's orders. Soon after it has gone, so is this rank."""
         with contextlib.suppress(OSError):  # a parent that was killed resets the connection
             for line in self._connection.makefile("rb"):
                 orders.put(json.loads(line))
@@ -76,12 +76,4 @@ def initialise(framework: str):
     if framework in ("torch", "tensorflow"):
         from mpi4py import MPI  # noqa: F401 - before Horovod, which else finalizes MPI in its shutdown
 
-    if framework == "torch":
-        import horovod.torch as hvd
-
-        hvd.init(process_sets="dynamic")
-    elif framework == "tensorflow":
-        import horovod.tensorflow as hvd
-
-        hvd.init(process_sets="dynamic")
-    sys.stdout.flush()
+        importlib.import_module(f"horovod.{framework}").init(process_sets="dynamic")
