@@ -13,9 +13,7 @@ import horovod.torch as hvd
 import torch
 
 from horovod_sign.torch.agreement import agree
-
-# Horovod broadcasts integers of all sizes, but not all of torch's types.
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+from horovod_sign.torch.planes import INTEGERS
 
 
 class _Kind(NamedTuple):
@@ -92,7 +90,8 @@ class _Tensors:
         if tensor.numel():
             sent = tensor.detach().contiguous()  # itself, unless it lies in memory in another order
             flat = torch.view_as_real(sent) if sent.is_complex() else sent
-            flat = flat.view(-1).view(_INTEGERS[flat.element_size()])
+            # Horovod broadcasts integers of all sizes, but not all of torch's types.
+            flat = flat.view(-1).view(INTEGERS[flat.element_size()])
             name = f"{self.name}.{len(self._handles)}"
             self._handles.append((hvd.broadcast_async_(flat, self._root, name), sent, tensor))
         return tensor

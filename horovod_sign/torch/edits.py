@@ -11,8 +11,7 @@ from collections.abc import Iterable
 import torch
 
 from horovod_sign.torch.buckets import Slot
-
-_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+from horovod_sign.torch.planes import INTEGERS
 
 
 class Watch:
@@ -66,6 +65,6 @@ def _fingerprint(gradient: torch.Tensor) -> torch.Tensor:
     """Sums of its bits, of which each takes every 64th element: it takes no memory, and NaN are equal to themselves."""
     dense = gradient.to_dense() if gradient.is_sparse else gradient
     bits = dense.detach().resolve_neg().reshape(-1)
-    bits = bits.view(_INTEGERS[bits.element_size()])
+    bits = bits.view(INTEGERS[bits.element_size()])
     whole = bits.numel() // 64 * 64
     return torch.cat([bits[:whole].view(-1, 64).sum(0, dtype=torch.int64), bits[whole:].to(torch.int64)])

@@ -9,6 +9,7 @@ from horovod_sign.torch.layout import check_memory
 from horovod_sign.voting.messages import Planes
 
 DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float64: "float64"}
+INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes: to see or send bits as they are
 
 
 def check_votable(name: str, tensor: torch.Tensor):

@@ -89,18 +89,13 @@ class ReplicaCheck:
             yield from replicas.numbers(group, keys, f"group {i}")
 
     def _checksums(self, number: int) -> Iterator[replicas.Item]:
-        """Of the parameters, the bytes [number * CHECKED_BYTES, (number + 1) * CHECKED_BYTES), round and round."""
         parameters = [p for group in self._optimizer.param_groups for p in group["params"] if p.numel()]
-        total = sum(p.numel() * p.element_size() for p in parameters)
-        first = number * CHECKED_BYTES % max(total, 1) if total > CHECKED_BYTES else 0
-        at = 0
-        for i, p in enumerate(parameters):
-            size = p.element_size()
-            start, stop = max(first - at, 0) // size, (first + CHECKED_BYTES - at) // size
-            if start < p.numel() and stop > 0:
-                name = f"the checksum of parameter {self._labels.get(p, i)}"
-                yield replicas.Item("parameters", name, f"{_checksum(p, start, stop):08x}")
-            at += p.numel() * size
+        sizes = [p.numel() * p.element_size() for p in parameters]
+        for i, start, stop in replicas.parts(sizes, number, CHECKED_BYTES):
+            p = parameters[i]
+            name = f"the checksum of parameter {self._labels.get(p, i)}"
+            checksum = _checksum(p, start // p.element_size(), -(-stop // p.element_size()))
+            yield replicas.Item("parameters", name, f"{checksum:08x}")
 
 
 def _checksum(p: torch.Tensor, start: int, stop: int) -> int:

@@ -12,7 +12,7 @@ and only if they are not, two more tell which rank has what.
 """
 
 import hashlib
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -59,6 +59,28 @@ def numbers(group: dict, keys: Sequence[str], name: str) -> list[Item]:
         name: what to call the group.
     """
     return [Item("numbers", f"{key} of {name}", _in_words(group[key])) for key in keys if key in group]
+
+
+def parts(sizes: Sequence[int], number: int, most: int) -> Iterator[tuple[int, int, int]]:
+    """Which bytes of arrays to compare, if there are too many to compare all at once: another part each time.
+
+    They are the bytes [number * most, (number + 1) * most) of all arrays in a row, round and round.
+
+    Args:
+        sizes: bytes of each array, the same on all ranks.
+        number: how many times they were compared before.
+        most: bytes of a part.
+
+    Yields:
+        (which array, first byte, last byte + 1) of each array that has a part in it.
+    """
+    total, at = sum(sizes), 0
+    first = number * most % total if total > most else 0
+    for i, size in enumerate(sizes):
+        start, stop = max(first - at, 0), min(first + most - at, size)
+        if start < stop:
+            yield i, start, stop
+        at += size
 
 
 def compare(items: Sequence[Item], rank: int, size: int) -> Generator[Allreduce, np.ndarray, list[Difference]]:

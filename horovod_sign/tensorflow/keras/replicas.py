@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from horovod_sign.tensorflow.keras import models
 from horovod_sign.tensorflow.keras.distributed import inner_optimizer
 from horovod_sign.voting import replicas
 
@@ -97,24 +98,19 @@ class CheckReplicasCallback(keras.callbacks.Callback):
 
 
 def _numbers(model):
-    for name, optimizer in vars(model).items():
-        if isinstance(optimizer, keras.optimizers.Optimizer):
-            inner = inner_optimizer(optimizer)
-            options = {k: v for k, v in inner.get_config().items() if k not in ("name", "learning_rate")}
-            options["learning_rate"] = float(keras.ops.convert_to_numpy(inner.learning_rate))
-            yield from replicas.numbers(options, sorted(options), name)
+    for name, optimizer in models.optimizers_of(model).items():
+        inner = inner_optimizer(optimizer)
+        options = {k: v for k, v in inner.get_config().items() if k not in ("name", "learning_rate")}
+        options["learning_rate"] = float(keras.ops.convert_to_numpy(inner.learning_rate))
+        yield from replicas.numbers(options, sorted(options), name)
 
 
 def _checksums(model, number: int):
-    """Of the variables, the bytes [number * CHECKED_BYTES, (number + 1) * CHECKED_BYTES), round and round."""
-    sizes = [int(np.prod(v.shape)) * tf.as_dtype(v.dtype).size for v in model.trainable_variables]
-    total, at = sum(sizes), 0
-    first = number * CHECKED_BYTES % max(total, 1) if total > CHECKED_BYTES else 0
-    for v, size in zip(model.trainable_variables, sizes, strict=True):
-        start, stop = max(first - at, 0), first + CHECKED_BYTES - at
-        if start < size and stop > 0:
-            piece = np.ascontiguousarray(v.numpy()).reshape(-1).view(np.uint8)[start:stop]
-            # By the last of its names: the layers of a loaded model are not called as those of one that was built.
-            name = f"the checksum of {v.path.rsplit('/', 1)[-1]} {tuple(v.shape)}"
-            yield replicas.Item("parameters", name, f"{zlib.crc32(piece):08x}")
-        at += size
+    variables = model.trainable_variables
+    sizes = [int(np.prod(v.shape)) * tf.as_dtype(v.dtype).size for v in variables]
+    for i, start, stop in replicas.parts(sizes, number, CHECKED_BYTES):
+        v = variables[i]
+        piece = np.ascontiguousarray(v.numpy()).reshape(-1).view(np.uint8)[start:stop]
+        # By the last of its names: the layers of a loaded model are not called as those of one that was built.
+        name = f"the checksum of {v.path.rsplit('/', 1)[-1]} {tuple(v.shape)}"
+        yield replicas.Item("parameters", name, f"{zlib.crc32(piece):08x}")

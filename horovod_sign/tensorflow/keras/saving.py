@@ -19,7 +19,6 @@ import h5py
 import horovod.tensorflow as hvd
 import keras
 import numpy as np
-from keras.src.legacy.saving.legacy_h5_format import load_optimizer_weights_from_hdf5_group
 
 from horovod_sign.tensorflow.election import check_agreement
 from horovod_sign.tensorflow.keras import models
@@ -102,6 +101,9 @@ def _rebuild_optimizer(model, filepath):
     optimizer = model.optimizer
     if not optimizer.built or len(optimizer._trainable_variables) == len(model.trainable_variables):
         return
+    # Not where this module is imported: a Keras that has moved it costs users of .h5 alone.
+    from keras.src.legacy.saving.legacy_h5_format import load_optimizer_weights_from_hdf5_group
+
     model.optimizer = type(optimizer).from_config(optimizer.get_config())
     model.optimizer.build(model.trainable_variables)
     with h5py.File(filepath) as file:
