@@ -121,6 +121,8 @@ def check_parameter(name: str, p: torch.Tensor):
     if torch.nn.parameter.is_lazy(p):
         raise TypeError(f"{name} is not initialised: run the model once before the optimizer is wrapped")
     check_votable(name, p)
+    if not p.is_leaf:
+        raise TypeError(f"{name} was computed from others: give the optimizer what it was computed from")
     if not is_dense(p):
         raise TypeError(f"{name} has holes or overlaps in memory (strides {p.stride()}): make it contiguous")
     if not has_memory(p):

@@ -4,6 +4,7 @@ A Horovod op costs a millisecond or more before it moves a byte, so many small p
 packed soon after they arrive, while they are still in the processor's cache, and many small ones in one call.
 """
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
@@ -43,7 +44,8 @@ class Slot:
         lies_so: whether its own memory is as `layout` says, as `check_parameter` found.
         bucket: the bucket it belongs to.
         index: its number in the bucket.
-        group: the number of its group in the optimizer.
+        hook: what is called in backward when its gradient is there, if there is one.
+        group: the number of its group in the optimizer; None if it has left it: then it abstains, and does not move.
         offset, length: where in a plane its words start, and how many bytes they are.
         size: how many coordinates it has.
         taken: whether the bucket has its gradient of this step.
@@ -55,6 +57,7 @@ class Slot:
         "__weakref__",
         "bucket",
         "group",
+        "hook",
         "index",
         "label",
         "layout",
@@ -70,8 +73,8 @@ class Slot:
 
     def __init__(self, parameter: torch.Tensor, label: str, bucket: "Bucket", index: int, group: int, offset: int):
         self.parameter, self.label, self.bucket = parameter, label, bucket
-        self.index, self.group = index, group
-        self.layout, self.lies_so = Layout(parameter), True
+        self.index, self.group, self.hook = index, group, None
+        self.layout, self.lies_so = bucket.layouts.get(parameter) or Layout(parameter), True
         self.size, self.offset, self.length = parameter.numel(), offset, -(-parameter.numel() // 64) * 8
         self.taken, self.passes_left, self.seen = False, 1, None
 
@@ -140,10 +143,18 @@ class Bucket:
         name: unique within the optimizer.
         parameters: (parameter, what to call it, number of its group), in the order of their coordinates.
         voter: the optimizer.
+        layouts: of parameters that were voted on before; the others lie in memory as all ranks have them now.
     """
 
-    def __init__(self, name: str, parameters: list[tuple[torch.Tensor, str, int]], voter: Voter):
+    def __init__(
+        self,
+        name: str,
+        parameters: list[tuple[torch.Tensor, str, int]],
+        voter: Voter,
+        layouts: Mapping[torch.Tensor, Layout] | None = None,
+    ):
         self.name, self.parameters = name, [p for p, _, _ in parameters]
+        self.layouts = layouts or {}
         self.trainable = list(self.parameters)
         self._voter = voter
         self._layout = native.Segments([(0, p.numel()) for p in self.parameters])
@@ -188,14 +199,15 @@ class Bucket:
 
     def check_parameters(self):
         """Raises an error if a step cannot be written to some parameter. To be called before any is."""
-        for slot in self.slots:
-            if slot.parameter.requires_grad:
-                slot.check_parameter()
+        for slot in self._not_frozen():
+            slot.check_parameter()
 
     def write_votes(self, decided: Planes):
         """Makes the votes, -1, 0 or +1, the gradients of the parameters."""
         for slot in self.slots:
             p = slot.parameter
+            if slot.group is None:
+                continue
             if not p.requires_grad:
                 p.grad = None  # frozen: what is left there is this rank's own
             elif p.grad is None or p.grad.dtype != p.dtype or not slot.layout.holds(p.grad):
@@ -233,7 +245,7 @@ class Bucket:
             slot.taken = False
 
     def _not_frozen(self) -> list[Slot]:
-        return [slot for slot in self.slots if slot.parameter.requires_grad]
+        return [slot for slot in self.slots if slot.group is not None and slot.parameter.requires_grad]
 
     @staticmethod
     def _copied(slot: Slot) -> torch.Tensor:
@@ -241,7 +253,8 @@ class Bucket:
         return slot.layout.copy(f"parameter {slot.label}", p, p.dtype, p.device)
 
     def _pack_waiting(self, abstain: bool):
-        for group, dtype, slots in self._alike(self._waiting):
+        self._abstain_for([slot for slot in self._waiting if slot.group is None])
+        for group, dtype, slots in self._alike([slot for slot in self._waiting if slot.group is not None]):
             rule = self._voter.vote_rule(group)
             # All count all steps, also those without a gradient, so that a group warms up as one.
             warm = self._warm(rule, slots)
@@ -332,7 +345,18 @@ class Bucket:
         return self._layout.subset([slot.index for slot in slots], pointers)
 
 
-def make_buckets(voter: Voter, parameters: dict[torch.Tensor, str], capacity: int, first: int = 0) -> list[Bucket]:
+def groups_of(param_groups: list[dict]) -> dict[torch.Tensor, int]:
+    """The number of its group, for each parameter, in their order."""
+    return {p: i for i, group in enumerate(param_groups) for p in group["params"]}
+
+
+def make_buckets(
+    voter: Voter,
+    parameters: dict[torch.Tensor, str],
+    capacity: int,
+    first: int = 0,
+    layouts: Mapping[torch.Tensor, Layout] | None = None,
+) -> list[Bucket]:
     """Cuts parameters of an optimizer into buckets, last parameters first, as backward meets them.
 
     Args:
@@ -340,8 +364,9 @@ def make_buckets(voter: Voter, parameters: dict[torch.Tensor, str], capacity: in
         parameters: those of its parameters that want buckets, and what to call them.
         capacity: bytes of gradient in a bucket, which a parameter alone may exceed.
         first: number of the first bucket; their names are numbered on.
+        layouts: of parameters that were voted on before.
     """
-    trainable = [(p, i) for i, group in enumerate(voter.param_groups) for p in group["params"] if p in parameters]
+    trainable = [(p, i) for p, i in groups_of(voter.param_groups).items() if p in parameters]
     batches: list[list[tuple[torch.Tensor, str, int]]] = [[]]
     filled = 0
     for p, group in reversed(trainable):
@@ -351,4 +376,4 @@ def make_buckets(voter: Voter, parameters: dict[torch.Tensor, str], capacity: in
             filled = 0
         batches[-1].append((p, parameters[p], group))
         filled += size
-    return [Bucket(f"bucket{i}", batch, voter) for i, batch in enumerate(batches, first) if batch]
+    return [Bucket(f"bucket{i}", batch, voter, layouts) for i, batch in enumerate(batches, first) if batch]

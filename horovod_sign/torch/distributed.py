@@ -215,6 +215,7 @@ class _Distributed:
                 with torch.no_grad():
                     for bucket, decided in self._votes.decisions():
                         bucket.write_votes(decided)
+                self._votes.drop_what_had_none()
         self._synchronized = True
 
     @contextmanager
@@ -301,8 +302,13 @@ class _VotesAsGradients:
     def vote_state(self, p: torch.Tensor) -> dict:
         return self._sign_states.setdefault(p, {})
 
+    def drop_vote_states(self, parameters):
+        """Forgets what parameters that have left were voted on by."""
+        for p in parameters:
+            self._sign_states.pop(p, None)
+
     def _vote_before_step(self):
-        if self._votes.pipeline.untouched and self._spent.unchanged():
+        if self._votes.pipeline.untouched and self._spent.unchanged(self.param_groups):
             raise RuntimeError(_SPENT)
         self.synchronize()
 
@@ -354,6 +360,9 @@ class _SignStep:
 
     def vote_state(self, p: torch.Tensor) -> dict:
         return self.state[p]
+
+    def drop_vote_states(self, parameters):
+        """Their state is the user's to move or to drop, as of any optimizer of torch's."""
 
     def _vote_before_step(self):
         self._may_vote()

@@ -36,7 +36,7 @@ class Watch:
 
     def finds_change(self, slots: Iterable[Slot]) -> bool:
         """Ends a step: whether a gradient was changed since it was noted. Says so once."""
-        if self._looking and any(self._changed(slot) for slot in slots if slot.seen is not None):
+        if self._looking and any(map(self._changed, slots)):
             self._looking = False
             return True
         self._steps += 1
@@ -44,6 +44,8 @@ class Watch:
         return False
 
     def _changed(self, slot: Slot) -> bool:
+        if slot.seen is None or slot.group is None:
+            return False
         gradient, (version, fingerprint) = slot.parameter.grad, slot.seen
         if gradient is None:
             return True

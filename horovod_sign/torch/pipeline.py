@@ -19,7 +19,6 @@ from horovod_sign.torch.buckets import Bucket, Slot
 from horovod_sign.torch.edits import Watch
 from horovod_sign.torch.hierarchy import Attendance, averaged_in_place, vote_of_nodes
 from horovod_sign.torch.interrupts import undisturbed
-from horovod_sign.torch.layout import Layout
 from horovod_sign.torch.nodes import Nodes
 from horovod_sign.voting.collectives import Collectives, Vote
 from horovod_sign.voting.messages import Planes
@@ -64,6 +63,7 @@ class Pipeline:
     ):
         self.bytes_sent = 0
         self.passes = passes
+        self.slots: list[Slot] = []
         self.in_backward = True  # False: nothing is packed before `decisions`
         self.silent = False  # True: this rank abstains in this step, even where `abstain` is False
         # Whether ballots carry a notice to all ranks, and whether one of this step did, on any rank.
@@ -73,7 +73,6 @@ class Pipeline:
         self._collectives, self.name = collectives, name
         self._protocol = PROTOCOLS[transport]
         self._abstain, self._nodes = abstain, nodes
-        self._slots: list[Slot] = []
         self._awaited: dict[Bucket, int] = {}
         self._votes: dict[Bucket, Vote] = {}
         self._unstarted: list[Bucket] = []
@@ -93,7 +92,7 @@ class Pipeline:
         for bucket in buckets:
             self._buckets.append(bucket)
             self._unstarted.append(bucket)
-            self._slots += bucket.slots
+            self.slots += bucket.slots
             self._awaited[bucket] = len(bucket.slots)
             for slot in bucket.slots:
                 slot.passes_left, p = self.passes, slot.parameter
@@ -101,7 +100,17 @@ class Pipeline:
                     _hooks[p].remove()
                 # Weak: torch hides what a hook holds from the garbage collector, and a slot holds its parameter.
                 hook = functools.partial(_gradient_ready, weakref.ref(self), weakref.ref(slot))
-                _hooks[p] = p.register_post_accumulate_grad_hook(hook)
+                slot.hook = _hooks[p] = p.register_post_accumulate_grad_hook(hook)
+
+    def replace(self, buckets: list[Bucket]):
+        """Has votes on these buckets from now on, and no others. Only when no vote is on its way."""
+        for slot in self.slots:
+            slot.hook.remove()
+            if _hooks.get(slot.parameter) is slot.hook:
+                del _hooks[slot.parameter]
+        self._buckets, self.slots, self._awaited = [], [], {}
+        self.reset()
+        self.add(buckets)
 
     def restart(self, collectives: Collectives, name: str):
         """Forgets what is under way and goes on with other ranks, when Horovod has been initialised anew."""
@@ -119,16 +128,16 @@ class Pipeline:
     @property
     def untouched(self) -> bool:
         """Whether no backward pass has reached a parameter since the last step."""
-        return all(slot.passes_left == self.passes for slot in self._slots)
+        return all(slot.passes_left == self.passes for slot in self.slots)
 
     def edited(self) -> bool:
         """Whether gradients were changed after they had been packed in backward. Asked in each step; says so once."""
-        return self._edits.finds_change(self._slots)
+        return self._edits.finds_change(self.slots)
 
     def reset(self):
         """Expects the gradients of a new step. Only when no vote is on its way."""
         self._arrivals, self._kept, self._unfinished = 0, 0, False
-        for slot in self._slots:
+        for slot in self.slots:
             slot.passes_left, slot.seen = self.passes, None
         self._awaited = {bucket: len(bucket.slots) for bucket in self._buckets}
         self._unstarted, self._held_up_since = list(self._buckets), None
@@ -158,10 +167,6 @@ class Pipeline:
         error, self._error = self._error, None
         if error is not None:
             raise error
-
-    def layouts(self) -> dict[torch.Tensor, Layout]:
-        """Where the coordinates of each parameter are in the votes."""
-        return {slot.parameter: slot.layout for slot in self._slots}
 
     def give_up(self) -> bool:
         """Expects the gradients of this step anew. False if they are being voted on, and cannot be had again.
@@ -237,6 +242,8 @@ class Pipeline:
         since all gradients were there in backward, then start; not at once, since in this order changes still count.
         """
         due = list(self._unstarted) if self._arrivals and not any(self._awaited.values()) else []
+        if due:
+            self.notice |= self.asks_for_notice()
         if due and self._held_up_since is None:
             self._held_up_since = time.monotonic()
         if due or self._votes:

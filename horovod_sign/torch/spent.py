@@ -27,9 +27,12 @@ class Spent:
             largest = max(parameters, key=torch.Tensor.numel)
             self._sample = largest, _sample(largest.grad)
 
-    def unchanged(self) -> bool:
+    def unchanged(self, param_groups: list[dict]) -> bool:
         """Whether all gradients are what `note` saw. Of votes that are all 0 nobody could tell: then they are not."""
-        if not self._left or not all(_is_left(*each) for each in self._left):
+        parameters = {p for group in param_groups for p in group["params"] if p.grad is not None}
+        if parameters != {p for p, _, _ in self._left} or not all(_is_left(*each) for each in self._left):
+            return False
+        if self._sample is None:
             return False
         p, sample = self._sample
         return bool(sample.any()) and torch.equal(_sample(p.grad), sample)

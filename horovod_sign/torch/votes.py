@@ -12,10 +12,11 @@ import torch
 from horovod.common.exceptions import HorovodInternalError
 
 from horovod_sign.statistics import Monitor
-from horovod_sign.torch.agreement import agree, describe
-from horovod_sign.torch.arguments import check_parameters, in_elastic_job, trainable
+from horovod_sign.torch.agreement import agree
+from horovod_sign.torch.arguments import in_elastic_job
 from horovod_sign.torch.buckets import Bucket, make_buckets
 from horovod_sign.torch.collectives import HorovodCollectives
+from horovod_sign.torch.membership import Membership
 from horovod_sign.torch.nodes import find_nodes
 from horovod_sign.torch.pipeline import Pipeline
 from horovod_sign.torch.replicas import PATIENCE, ReplicaCheck
@@ -33,6 +34,11 @@ _NOT_ELASTIC = (
     "the optimizer in hvs.elastic.TorchState instead of hvd.elastic.TorchState; if it is not, unset it"
 )
 
+_TOO_LATE = (
+    "parameters were added or replaced after backward, when all votes of the step were on their way: their gradients "
+    "do not count in this step, and they have votes from the next one on; change param_groups after optimizer.step(), "
+    "or give hvs.DistributedOptimizer overlap=False"
+)
 _FAREWELL = 5  # seconds for which an error waits until the votes of its step are decided
 
 
@@ -73,13 +79,13 @@ class Votes:
     def __init__(self, optimizer, options: Options, labels: dict[torch.Tensor, str]):
         self.options = options
         self._optimizer, self._labels = optimizer, labels
-        self._names: dict[torch.Tensor, str] = {}
-        self._trainable: list[int] = []
+        self._members = Membership(optimizer, labels)
+        self.pipeline: Pipeline | None = None
         # A rank that joins an elastic job makes its optimizer alone: there all agree at the first step they take.
         self._agreed = not in_elastic_job()
         self.is_elastic, self.has_history = False, False
         name = self._agree(None) if self._agreed else ""
-        voted_on = trainable(optimizer, labels)
+        voted_on = self._members.trainable()
         nodes = find_nodes(options.process_set) if options.hierarchical else None
         transport, collectives = carriers(voted_on, options, name, self._agreed, nodes)
         self._nodes = nodes
@@ -88,7 +94,7 @@ class Votes:
         self.replicas = self._replica_check(name)
         self.pipeline = Pipeline([], collectives, transport, options.abstain, options.passes, name, nodes)
         self.pipeline.in_backward = options.early and self._agreed and not self.scaling.used
-        self._nan_reported = False
+        self._nan_reported = self._dropped_reported = False
         self._number = 0
         self._make_buckets()
         self.pipeline.asks_for_notice = _weakly(self)
@@ -104,7 +110,8 @@ class Votes:
         elif error is not None:
             raise error
         self._make_buckets()
-        self.pipeline.notice = False
+        # Parameters that have left are in buckets still, until votes have ended.
+        self.pipeline.notice = self._agreed and any(slot.group is None for slot in self.pipeline.slots)
 
     def lapse(self):
         """Horovod has been initialised anew: forgets what was under way. All agree again at the next step."""
@@ -118,7 +125,7 @@ class Votes:
             self._agree_anew()
         self.pipeline.notice |= self._has_changed()
         self.pipeline.check_parameters()
-        if not self._number and self.total([float(self.pipeline.notice)], "changed")[0]:
+        if not self.pipeline.slots and self.total([float(self.pipeline.notice)], "changed")[0]:
             self.change()  # there are no votes yet to carry notices
         if self.pipeline.edited():
             warnings.warn(_EDITED, stacklevel=8)
@@ -140,6 +147,9 @@ class Votes:
             yield bucket, decided
         if self.pipeline.noticed and not changed:  # told only in the end
             self.change()
+            changed = True
+        if changed and self.pipeline.notice:
+            self._renew_buckets()
         self.monitor.end(self.pipeline.bytes_sent)
         self.replicas.conclude(PATIENCE)
         self.has_history = True
@@ -158,7 +168,8 @@ class Votes:
 
     def new_gradients(self) -> bool:
         """Whether a backward pass has reached a parameter of any rank since the last vote. A collective."""
-        return self.total([float(not self.pipeline.untouched)], "new_gradients")[0] > 0
+        new = not self.pipeline.untouched or self._has_changed()
+        return self.total([float(new)], "new_gradients")[0] > 0
 
     def total(self, numbers: list[float], what: str) -> list[float]:
         """The sums over all ranks of numbers. A collective; `what` is for its name."""
@@ -170,13 +181,23 @@ class Votes:
 
     def withhold(self):
         """Drops the gradients that would be voted on, so that this rank abstains as a whole in this step."""
-        for p in self._names:
+        for p in self._members.trainable():
             p.grad = None
         self.pipeline.silent = True
+
+    def drop_what_had_none(self):
+        """Drops gradients of parameters that had no vote in this step, as they are this rank's own."""
+        for p in self._members.trainable() if self._has_changed() else ():
+            if p.grad is not None and p not in self._members.names:
+                p.grad = None
+                if not self._dropped_reported:
+                    self._dropped_reported = True
+                    warnings.warn(_TOO_LATE, RuntimeWarning, stacklevel=6)
 
     def _agree_anew(self):
         if not self.is_elastic:
             raise RuntimeError(_NOT_ELASTIC)
+        self.pipeline.replace([])  # ranks that have joined have other buckets, if parameters have changed since
         name = self._agree(None)
         collectives = HorovodCollectives(self.options.process_set)
         self.pipeline.restart(collectives, name)
@@ -184,7 +205,8 @@ class Votes:
         self.replicas = self._replica_check(name)
         self.monitor.restart(self._voter(), collectives.size)
         self.pipeline.in_backward = self.options.early and not self.scaling.used
-        self._make_buckets()
+        self._number = 0
+        self._renew_buckets()
         self._agreed = True
 
     def _replica_check(self, name: str) -> ReplicaCheck:
@@ -195,42 +217,48 @@ class Votes:
         return f"rank {hvd.rank()}" if self._nodes is None else f"the node of rank {hvd.rank()}"
 
     def _has_changed(self) -> bool:
-        """Whether parameters were frozen, unfrozen or replaced here since all ranks agreed on them."""
-        return self._ids() != self._trainable
-
-    def _ids(self) -> list[int]:
-        return [id(p) for group in self._optimizer.param_groups for p in group["params"] if p.requires_grad]
+        return self._members.has_changed(self.pipeline.slots)
 
     def _agree(self, error: Exception | None) -> str:
         lines = []
         try:
-            parameters = trainable(self._optimizer, self._labels) if error is None else {}
-            if self._names:
+            slots = []
+            if self.pipeline is not None:
+                self._has_changed()
                 self.pipeline.raise_error()
-            check_parameters({p: label for p, label in parameters.items() if p not in self._names})
-            lines = [self.options.line(), *describe(parameters, self.pipeline.layouts() if self._names else {})]
+                slots = self.pipeline.slots
+            if error is None:
+                lines = [self.options.line(), *self._members.lines(slots)]
         except Exception as unvotable:  # whatever it is: the other ranks wait
             error = unvotable
         return agree(lines, error, self.options.process_set)
 
     def _make_buckets(self):
-        parameters = trainable(self._optimizer, self._labels)
-        new = {p: label for p, label in parameters.items() if p not in self._names}
-        self._optimizer.make_vote_states(new)
-        buckets = make_buckets(self._optimizer, new, self.options.bucket_bytes, self._number)
-        self._number += len(buckets)
-        self.pipeline.add(buckets)
-        self._names.update(new)
-        self._trainable = self._ids()
+        self.pipeline.add(self._buckets_of(self._members.take_in()))
         self.pipeline.agreed()
+
+    def _renew_buckets(self):
+        """Has votes on what is trained now, and on nothing that was before. All ranks have agreed on it."""
+        self._members.take_in()
+        self._optimizer.drop_vote_states([slot.parameter for slot in self.pipeline.slots if slot.group is None])
+        self.pipeline.replace(self._buckets_of(self._members.renew()))
+        self.pipeline.notice = False
+
+    def _buckets_of(self, parameters: dict[torch.Tensor, str]) -> list[Bucket]:
+        self._optimizer.make_vote_states(parameters)
+        size, layouts = self.options.bucket_bytes, self._members.layouts
+        buckets = make_buckets(self._optimizer, parameters, size, self._number, layouts)
+        self._number += len(buckets)
+        return buckets
 
     def _report_nan(self, bucket: Bucket):
         for p in bucket.parameters:
+            name = self._members.names[p]
             nans = 0 if p.grad is None else int(torch.isnan(p.grad.to_dense() if p.grad.is_sparse else p.grad).sum())
             if nans:
                 self._nan_reported = True
                 warnings.warn(
-                    f"rank {hvd.rank()}: the gradient of parameter {self._names[p]} is NaN in {nans} of {p.numel()} "
+                    f"rank {hvd.rank()}: the gradient of parameter {name} is NaN in {nans} of {p.numel()} "
                     "coordinates: they abstain from the vote and training goes on (this is said once; "
                     "optimizer.vote_statistics() counts them)",
                     RuntimeWarning,
