@@ -27,6 +27,7 @@ def begin(callback, net, **params):
     return callback
 
 
+@pytest.mark.quick
 def test_metrics_become_means():
     logs = {"loss": 1.0 + RANK, "b": 4.0 * RANK, "a": -1.0}
     callback = hvs.callbacks.MetricAverageCallback()
@@ -54,6 +55,7 @@ def test_within_a_process_set():
         np.testing.assert_array_equal(value, expected)
 
 
+@pytest.mark.quick
 def test_all_start_as_the_root_does_but_for_their_momenta():
     optimizer = hvs.DistributedOptimizer(hvs.Signum(0.5, 0.5))
     net = tasks.model()

@@ -55,6 +55,7 @@ def assert_equal(left, right):
     assert MPI.COMM_WORLD.allgather(equal(left, right)) == [True] * SIZE
 
 
+@pytest.mark.quick
 @pytest.mark.ranks(1, 3)  # alone too
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_file_resumes_all_ranks_bit_exactly(kind, path):

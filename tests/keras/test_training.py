@@ -35,6 +35,7 @@ def wrap(optimizer, **options):
     return hvs.DistributedOptimizer(optimizer, **options)
 
 
+@pytest.mark.quick
 @pytest.mark.ranks(2, 3)
 @pytest.mark.parametrize("abstain", [True, False])
 @pytest.mark.parametrize("transport", ["exchange", "counts"])

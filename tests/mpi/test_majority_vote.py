@@ -19,6 +19,7 @@ def check(comm, n, dtype, abstain, transport, edges=True):
     np.testing.assert_array_equal(vote, oracle.vote(inputs, abstain), f"n={n} {dtype} {abstain=} {transport=}")
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("abstain", [True, False])
 @pytest.mark.parametrize("dtype", oracle.DTYPES, ids=str)
@@ -49,6 +50,7 @@ def test_one_rank_abstains_everywhere(comm, transport):
     np.testing.assert_array_equal(vote, oracle.vote(inputs))
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_pieces(comm, transport, monkeypatch):
     """Arrays too long for one vote are voted on in pieces."""
@@ -110,6 +112,7 @@ def test_traffic_is_one_bit_each_way(comm):
     assert vote.bytes_sent == 2 * others * (n // 8 // comm.size + 1) * (comm.size > 1)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("odd_one", "words"),
     [

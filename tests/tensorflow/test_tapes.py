@@ -60,6 +60,7 @@ KINDS = {
 }
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("kind", KINDS)
 def test_tape_equals_the_simulation_also_when_traced_again(kind):
     make, rule, in_graph = KINDS[kind]

@@ -35,6 +35,7 @@ def assert_votes(votes, of_all, abstain=True):
         np.testing.assert_array_equal(tf.cast(vote, tf.int8), oracle.vote([ranks[i] for ranks in of_all], abstain))
 
 
+@pytest.mark.quick
 @pytest.mark.ranks(1, 2, 3)  # alone; even, where votes tie; odd
 @pytest.mark.parametrize("abstain", [True, False])
 @pytest.mark.parametrize("transport", ["exchange", "counts"])

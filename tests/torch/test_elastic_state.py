@@ -43,6 +43,7 @@ def test_an_elastic_job_needs_our_state():
     tasks.assert_replicas_identical(net)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("kind", KINDS)
 def test_momenta_stay_with_their_ranks_and_who_joins_gets_the_mean(kind):
     net, optimizer = build(kind)

@@ -155,6 +155,7 @@ def test_a_disabled_scaler_changes_nothing():
         np.testing.assert_array_equal(left, right)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("transport", ["exchange", "counts"])
 @pytest.mark.parametrize("kind", ["SignSGD", "Signum"])
 def test_nan_and_inf_gradients_of_one_rank(kind, transport):

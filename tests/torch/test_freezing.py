@@ -56,6 +56,7 @@ def test_one_rank_alone_is_told_to_all(options, what, late):
         step(optimizer, net, 2)  # where all votes were on their way already, they are told in the next step
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("options", OPTIONS[:5], ids=str)
 def test_all_alike_go_on_and_new_parameters_vote_at_once(options):
     net = tasks.model()

@@ -124,6 +124,7 @@ OPTIONS = [
 ]
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("options", OPTIONS[:3], ids=str)
 def test_a_parameter_is_replaced_and_its_state_moved(kind, options):

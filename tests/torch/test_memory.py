@@ -112,6 +112,7 @@ def ways(monkeypatch):
     return each
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("who", ["all", "one"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_parameters_that_lie_otherwise_by_now(layout, who, ways):

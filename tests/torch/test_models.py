@@ -99,6 +99,7 @@ def test_parameter_groups_have_their_own_options(transport):
     tasks.assert_replicas_identical(net)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("kind", ["Signum", "Adam"])
 def test_add_param_group_after_wrapping(kind, transport):
     net = tasks.model()
@@ -312,6 +313,7 @@ def test_closures_of_both_kinds(transport):
         tasks.assert_replicas_identical(net)
 
 
+@pytest.mark.quick
 def test_two_models_and_optimizers_interleaved(transport):
     """Ranks finish the backward passes of two models in different orders."""
     nets = [tasks.model(seed) for seed in (1, 2)]

@@ -49,6 +49,7 @@ def started(transport, monkeypatch):
     return names
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("passes", [1, 2])
 @pytest.mark.parametrize("overlap", [True, False])
 def test_votes_start_during_the_last_backward_of_a_step(started, transport, overlap, passes):

@@ -42,6 +42,7 @@ def from_file(state, root: int):
     return torch.load(io.BytesIO(MPI.COMM_WORLD.bcast(file.getvalue(), root)))
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("transport", ["auto", "exchange", "counts"])
 def test_training_in_a_set_equals_the_simulation_of_its_ranks(those, transport):
     net = tasks.model()

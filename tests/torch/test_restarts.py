@@ -44,6 +44,7 @@ def through_a_file(value):
     return torch.load(io.BytesIO(hvd.broadcast_object(file.getvalue(), 0)))
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("transport", ["auto", "exchange"])
 def test_one_file_resumes_all_ranks_bit_exactly(kind, transport):

@@ -78,6 +78,7 @@ def flat(value):
     return [flat(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("saved", ["the same", "SGD", "Adam", "Signum"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_checkpoint_that_one_rank_loads(kind, saved):

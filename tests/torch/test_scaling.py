@@ -80,6 +80,7 @@ def test_a_rank_that_is_always_nan_is_outvoted(kind, abstain):
     tasks.assert_replicas_identical(net)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("kind", ["SignSGD", "Signum", "Adam"])
 @pytest.mark.parametrize("clip", [False, True])
 def test_the_recipe_of_horovod(kind, clip):

@@ -18,6 +18,7 @@ RANKS = (1, 5)  # alone; enough that one can disagree with a majority
 LENGTHS = [1, 0, 7, 64, 65, 1000, 3001]
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("transport", ["exchange", "counts"])
 @pytest.mark.parametrize("missing", ["nothing", "a parameter", "everything"])
 @pytest.mark.parametrize("bucket_cap_mb", [12.0, 0.0005])

@@ -21,6 +21,7 @@ def wrap(optimizer, net, **options):
     return hvs.DistributedOptimizer(optimizer, named_parameters=net.named_parameters(), **options)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("transport", ["exchange", "counts"])
 @pytest.mark.parametrize("abstain", [True, False])
 @pytest.mark.parametrize("momentum", [None, 0.9])

@@ -65,6 +65,7 @@ WRONG = {
 }
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("everywhere", [False, True])
 @pytest.mark.parametrize("what", WRONG)
 def test_what_goes_wrong_on_one_rank_while_wrapping_reaches_all(what, everywhere):

@@ -36,6 +36,7 @@ def inputs_of(rank: int, dtype) -> list[np.ndarray]:
     return [oracle.gradients(rank, n, dtype, seed=i) for i, n in enumerate(LENGTHS)]
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("transport", ["exchange", "counts"])
 @pytest.mark.parametrize("abstain", [True, False])
 @pytest.mark.parametrize("dtype", oracle.DTYPES, ids=str)
