@@ -7,6 +7,7 @@ from collections import Counter
 import horovod.torch as hvd
 import torch
 
+from horovod_sign.keywords import check_keywords
 from horovod_sign.launched import warn_if_alone
 from horovod_sign.torch.layout import has_memory, is_dense
 from horovod_sign.torch.planes import check_votable, has_kernels
@@ -45,11 +46,7 @@ def check_arguments(optimizer, passes, process_set, transport, bucket_cap_mb, gr
             f"process_set must be a horovod.torch.ProcessSet, got {process_set!r}: if it is Horovod's op, given by "
             "position, leave it out, since a vote is neither a sum nor an average, and give what follows it by keyword"
         )
-    if unsupported:
-        raise TypeError(
-            f"hvs.DistributedOptimizer has no {', '.join(unsupported)}: a vote is neither a sum nor an average and "
-            "makes its own groups; leave them out"
-        )
+    check_keywords("DistributedOptimizer", unsupported)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
     if hasattr(optimizer, "vote_statistics"):

@@ -25,12 +25,13 @@ from horovod_sign.torch.compression import SignCompressor
 from horovod_sign.torch.foreign import load_own
 from horovod_sign.torch.optimizers import SignOptimizer, momentum_buffer, take_step
 from horovod_sign.torch.pipeline import OTHER_LOSS
+from horovod_sign.torch.sparse import make_sparse
 from horovod_sign.torch.spent import Spent
 from horovod_sign.torch.votes import Options, Votes
 
 _SYNCHRONIZED_TWICE = (
-    "optimizer.step() called after optimizer.synchronize() without optimizer.skip_synchronize(): this votes a second "
-    "time on what the first vote left as gradients"
+    "optimizer.step() called without optimizer.skip_synchronize() context after optimizer.synchronize(): this votes a "
+    "second time on what the first vote left as gradients"
 )
 _NOT_SYNCHRONIZED = (
     "optimizer.step() in skip_synchronize() takes the gradients as they are, and these are this rank's own: call "
@@ -95,6 +96,7 @@ def DistributedOptimizer(
             scales of ranks may differ, which votes do not. If all ranks overflow there is no step. A scaler that is
             made anew later takes the place of this one.
         sparse_as_dense: Horovod's. Sparse gradients are always voted on as dense ones; what they leave out abstains.
+            SparseAdam, which takes no others, steps the rows in which a vote is not 0.
         hierarchical: each node has one vote, on the mean over its ranks of their gradients, taken in float32 (float64
             for float64) by Horovod within the node: sign(sum over nodes k of sign(v_k)). Nodes are host names; they may
             have different numbers of ranks, and still have one vote each. A rank's missing gradients count as zeros in
@@ -111,7 +113,8 @@ def DistributedOptimizer(
         the bits.
 
     Raises:
-        TypeError: an argument of Horovod's that a vote cannot have (op, groups, ...); parameters that have no kernel.
+        TypeError: an argument of Horovod's that a vote cannot have (op; groups and the like, unless it is Horovod's
+            default); parameters that have no kernel.
         ValueError: Horovod not initialised; an optimizer that is already wrapped; ranks that differ; bad options.
             Either is raised on all ranks if one of them has a reason, and so is whatever else goes wrong on one.
     """
@@ -176,6 +179,7 @@ def _wrap(optimizer, rule: Rule):
     wrapped._rule = rule
     wrapped._sign_states = {}
     wrapped._spent = Spent()
+    wrapped._takes_sparse = isinstance(optimizer, torch.optim.SparseAdam)
     wrapped._synchronized, wrapped._should_synchronize, wrapped._skip = False, True, False
     return wrapped
 
@@ -216,6 +220,8 @@ class _Distributed:
                     for bucket, decided in self._votes.decisions():
                         bucket.write_votes(decided)
                 self._votes.drop_what_had_none()
+                if self._takes_sparse:
+                    make_sparse(self.param_groups)
         self._synchronized = True
 
     @contextmanager
@@ -264,6 +270,20 @@ class _Distributed:
         except Exception:
             del self.param_groups[groups:]
             raise
+
+    @property
+    def process_set(self):
+        """Horovod's, of the ranks that vote."""
+        return self._votes.options.process_set
+
+    @property
+    def backward_passes_per_step(self) -> int:
+        """How many backward passes make a step."""
+        return self._votes.pipeline.passes
+
+    @backward_passes_per_step.setter
+    def backward_passes_per_step(self, passes: int):
+        self.set_backward_passes_per_step(passes)
 
     def set_backward_passes_per_step(self, passes: int):
         """Changes how many backward passes make a step, between steps."""
