@@ -8,7 +8,7 @@ import horovod.tensorflow as hvd
 import numpy as np
 import tensorflow as tf
 
-from horovod_sign.tensorflow.election import refuse_xla, require_horovod
+from horovod_sign.tensorflow.election import refuse_sessions, refuse_xla, require_horovod
 from horovod_sign.voting.agreement import disagreement, encode_record
 
 # Bytes per message. MPI counts in 32-bit integers, so Horovod aborts the job above 2 GiB; and pieces bound the copies.
@@ -18,18 +18,20 @@ _NAME = "horovod_sign.tf.broadcast"
 
 
 @tf.autograph.experimental.do_not_convert
-def broadcast_variables(variables, root_rank: int = 0, process_set=hvd.global_process_set):
+def broadcast_variables(variables, root_rank: int = 0, process_set=hvd.global_process_set, inplace: bool = False):
     """Gives all ranks the values that `variables` have on `root_rank`. Eagerly, or as a part of a `tf.function`.
 
     Args:
         variables: tf.Variable or Keras variables of any numeric dtype, the same on all ranks.
         root_rank: a rank of the whole job, also within a process set, as in Horovod.
+        inplace: Horovod's. Has no effect.
 
     Raises:
         ValueError: Horovod is not initialized, or the ranks' variables differ (in a `tf.function`
             tf.errors.InvalidArgumentError, when it runs). On all ranks.
     """
     require_horovod()
+    refuse_sessions()
     refuse_xla()
     variables = [getattr(v, "value", v) if not isinstance(v, tf.Variable) else v for v in variables]
     if not variables:

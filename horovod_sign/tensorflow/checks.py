@@ -2,20 +2,22 @@
 
 import horovod.tensorflow as hvd
 
+from horovod_sign.keywords import check_keywords
 from horovod_sign.launched import warn_if_alone
 from horovod_sign.tensorflow.compression import SignCompressor
-from horovod_sign.tensorflow.election import require_horovod
+from horovod_sign.tensorflow.election import refuse_sessions, require_horovod
 from horovod_sign.voting.protocols import TRANSPORTS
+
+# Where Horovod reduces; whether it sums or averages the passes of a step, which have the same sign; and what it does
+# with local gradients, of which a vote has none.
+_WITHOUT_EFFECT = frozenset({"device_dense", "device_sparse", "average_aggregated_gradients", "scale_local_gradients"})
 
 
 def check_arguments(wrapper: str, compression, passes, process_set, transport, unsupported):
     """Raises TypeError or ValueError, in one sentence, for what a wrapper of `hvs` cannot do."""
-    if unsupported:
-        raise TypeError(
-            f"hvs.{wrapper} has no {', '.join(unsupported)}: a vote is neither a sum nor an average and makes its own "
-            "groups; leave them out"
-        )
+    check_keywords(wrapper, unsupported, _WITHOUT_EFFECT)
     require_horovod()
+    refuse_sessions()
     warn_if_alone(hvd.size())
     if compression is not None and not isinstance(compression, SignCompressor):
         raise TypeError(

@@ -289,6 +289,18 @@ def refuse_xla():
         graph = getattr(graph, "outer_graph", None)
 
 
+def refuse_sessions():
+    """Raises ValueError in graphs that TensorFlow 1 runs in sessions."""
+    if tf.executing_eagerly():
+        return
+    with tf.init_scope():
+        if not tf.executing_eagerly():
+            raise ValueError(
+                "votes and hvs.broadcast_variables work eagerly and in tf.function, not in graphs of TensorFlow 1: "
+                "leave tf.Graph().as_default() and tf.compat.v1.disable_eager_execution() out"
+            )
+
+
 def _present(gradient, variable: Coordinates):
     return tf.zeros(variable.shape, variable.dtype) if gradient is None else gradient
 

@@ -53,7 +53,8 @@ def DistributedGradientTape(
         that it divides by: give them to that optimizer. A rank that overflows abstains, and lowers its own scale.
 
     Raises:
-        TypeError: an argument of Horovod's that a vote cannot have (op, groups, ...).
+        TypeError: an argument of Horovod's that a vote cannot have (op; groups and the like, unless it is Horovod's
+            default).
         ValueError: Horovod not initialized, bad options; in `gradient`: the ranks' variables differ.
     """
     check_arguments(
@@ -87,6 +88,13 @@ class VotingTape(tf.GradientTape):
         scaler = scaled_losses.optimizer_of(target, variables)
         votes = _remembered(self._compression, variables, flat, self._options).vote(flat, scaler)
         return tf.nest.pack_sequence_as(sources, votes)
+
+    def register_local_source(self, source):
+        """Horovod's, for variables that each rank has for itself. Not possible here."""
+        raise NotImplementedError(
+            "hvs.DistributedGradientTape has no local sources: votes are on all sources that `gradient` is given; give "
+            "it those that all ranks have, and ask the plain tape, made with persistent=True, for all others"
+        )
 
     def __enter__(self):
         self._wrapped.__enter__()

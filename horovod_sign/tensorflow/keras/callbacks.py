@@ -33,10 +33,18 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
     Args:
         root_rank: whose values.
         process_set: Horovod's.
+
+    Raises:
+        NotImplementedError: Horovod's `local_variables`, which each rank would keep for itself.
     """
 
-    def __init__(self, root_rank: int, device: str = "", process_set=hvd.global_process_set):
+    def __init__(self, root_rank: int, device: str = "", process_set=hvd.global_process_set, local_variables=None):
         super().__init__()
+        if local_variables:
+            raise NotImplementedError(
+                "local_variables are not possible: votes are on all variables of a model, so that all start alike; "
+                "keep what each rank has for itself out of the model"
+            )
         self.root_rank, self.process_set = root_rank, process_set
         self._check, self._first_epoch, self._start = ReplicaCheck(process_set), True, None
 

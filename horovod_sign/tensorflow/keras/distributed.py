@@ -25,6 +25,11 @@ _SCALED_OUTSIDE = (
     "which puts a LossScaleOptimizer around any other optimizer"
 )
 
+_NO_LOCAL_VARIABLES = (
+    "votes are on all variables that a distributed optimizer is given: step those that each rank has for itself by an "
+    "optimizer of their own, which is not distributed"
+)
+
 _UNKNOWN = (
     "{} is not among the variables that the optimizer was built for: when a model gets new layers, or layers are "
     "unfrozen that were frozen so far, compile it with a new optimizer, on all ranks"
@@ -71,7 +76,8 @@ def DistributedOptimizer(
         rank (`VoteStatistics`; see also `callbacks.VoteStatisticsCallback`), `optimizer.bytes_sent` what it sent.
 
     Raises:
-        TypeError: an argument of Horovod's that a vote cannot have (op, groups, ...); not a Keras 3 optimizer.
+        TypeError: an argument of Horovod's that a vote cannot have (op; groups and the like, unless it is Horovod's
+            default); not a Keras 3 optimizer.
         ValueError: Horovod not initialized; an optimizer that is already wrapped; bad options. In the first step, on
             all ranks: the ranks' variables differ.
     """
@@ -155,6 +161,10 @@ def _distributed_class(base, options):
         """By this rank to others in the latest vote."""
         return self.vote_statistics().bytes_sent
 
+    def register_local_var(self, var):
+        """Horovod's, for variables that each rank has for itself. Not possible here."""
+        raise NotImplementedError(_NO_LOCAL_VARIABLES)
+
     def set_attribute(self, name, value):
         # A LossScaleOptimizer takes the factor away from the optimizer that it is put around.
         if name == "loss_scale_factor" and value is None and "built" in self.__dict__:
@@ -164,6 +174,7 @@ def _distributed_class(base, options):
     members = {
         "apply": tf.autograph.experimental.do_not_convert(apply),
         "__setattr__": set_attribute,
+        "register_local_var": register_local_var,
         "vote_statistics": vote_statistics,
         "bytes_sent": property(bytes_sent),
         "_horovod_sign_options": (base, *options),

@@ -60,7 +60,9 @@ def save_model(model: keras.Model, filepath):
         raise OSError(error)
 
 
-def load_model(filepath, custom_objects: dict | None = None, compile: bool = True, **options) -> keras.Model:
+def load_model(
+    filepath, custom_objects: dict | None = None, compile: bool = True, custom_optimizers=None, **options
+) -> keras.Model:
     """As `keras.saving.load_model`, and the optimizer of the loaded model is distributed again.
 
     From a file of `save_model`, each rank gets its own momentum back, or the mean of all on another number of ranks.
@@ -69,6 +71,7 @@ def load_model(filepath, custom_objects: dict | None = None, compile: bool = Tru
 
     Args:
         filepath, custom_objects, compile: as in Keras; `safe_mode` may be among the options.
+        custom_optimizers: Horovod's: classes of optimizers, added to the custom objects.
         **options: of `DistributedOptimizer`, the same as when the model was saved.
 
     Raises:
@@ -76,6 +79,7 @@ def load_model(filepath, custom_objects: dict | None = None, compile: bool = Tru
             is not among the options.
     """
     keras_options = {"safe_mode": options.pop("safe_mode")} if "safe_mode" in options else {}
+    custom_objects = {cls.__name__: cls for cls in custom_optimizers or ()} | (custom_objects or {})
     model = keras.saving.load_model(filepath, custom_objects=custom_objects, compile=compile, **keras_options)
     if not compile:
         return model

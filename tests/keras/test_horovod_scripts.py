@@ -1,0 +1,91 @@
+"""What scripts give to Horovod's own wrapper, callbacks and `load_model`: it works, or one sentence says why not."""
+
+import horovod.tensorflow as hvd
+import keras
+import keras_tasks as tasks
+import pytest
+import tensorflow as tf
+from ranks import RANK
+
+import horovod_sign.tensorflow as hvs_tf
+import horovod_sign.tensorflow.keras as hvs
+
+RANKS = (2,)  # two that differ
+
+NOTHING = {
+    "device_dense": "/cpu:0",
+    "device_sparse": "",
+    "average_aggregated_gradients": True,
+    "scale_local_gradients": False,
+    "gradient_predivide_factor": 1.0,
+    "num_groups": 0,
+    "groups": None,
+}
+
+
+class Halved(keras.optimizers.SGD):
+    """An optimizer of the user's own."""
+
+
+def test_keywords_that_mean_nothing_for_a_vote_are_taken():
+    """Of Horovod's example one, its defaults by name; what asks for something is refused, by its name alone."""
+    net = tasks.model()
+    optimizer = hvs.DistributedOptimizer(hvs.SignSGD(0.01), backward_passes_per_step=2, **NOTHING)
+    tasks.fit(net, optimizer, [hvs.callbacks.BroadcastGlobalVariablesCallback(0)])
+    tasks.assert_replicas_identical(tasks.values(net))
+    x = tf.Variable([1.0, -1.0])
+    of_tape = {name: value for name, value in NOTHING.items() if name != "average_aggregated_gradients"}
+    with tf.GradientTape() as tape:
+        y = tf.reduce_sum(x * x)
+    assert hvs_tf.DistributedGradientTape(tape, **of_tape).gradient(y, x).numpy().tolist() == [1.0, -1.0]
+    for name, value in [("gradient_predivide_factor", 2.0), ("num_groups", 2), ("groups", [[x]]), ("op", hvd.Average)]:
+        with pytest.raises(TypeError, match=f"hvs.DistributedOptimizer has no {name}: "):
+            hvs.DistributedOptimizer(hvs.SignSGD(0.01), **{**NOTHING, name: value})
+        with pytest.raises(TypeError, match=f"hvs.DistributedGradientTape has no {name}: "):
+            hvs_tf.DistributedGradientTape(tape, **{**of_tape, name: value})
+
+
+def test_variables_broadcast_with_horovods_keyword():
+    for inplace in (False, True):
+        x = tf.Variable([float(RANK)])
+        hvs_tf.broadcast_variables([x], root_rank=1, inplace=inplace)
+        assert x.numpy() == [1.0]
+
+
+def test_local_variables_are_one_sentence():
+    """Those of layers that each rank has for itself: a vote has no way to leave them out."""
+    net = tasks.model()
+    with tf.GradientTape() as tape:
+        tf.reduce_sum(net.trainable_variables[0].value)
+    tape = hvs_tf.DistributedGradientTape(tape)
+    with pytest.raises(NotImplementedError, match=r"votes are on all sources.* plain tape"):
+        tape.register_local_source(net.trainable_variables[0])
+    with pytest.raises(NotImplementedError, match=r"votes are on all variables"):
+        hvs.DistributedOptimizer(hvs.SignSGD(0.1)).register_local_var(net.trainable_variables[0])
+    with pytest.raises(NotImplementedError, match=r"local_variables"):
+        hvs.callbacks.BroadcastGlobalVariablesCallback(0, local_variables=[net.trainable_variables[0]])
+    hvs.callbacks.BroadcastGlobalVariablesCallback(0, local_variables=None)
+
+
+def test_load_model_with_an_optimizer_of_ones_own(tmp_path):
+    """`custom_optimizers` is Horovod's."""
+    net = tasks.model()
+    tasks.fit(net, hvs.DistributedOptimizer(Halved(0.01)), [hvs.callbacks.BroadcastGlobalVariablesCallback(0)])
+    path = tmp_path / "model.keras"
+    net.save(path)
+    loaded = hvs.load_model(path, custom_optimizers=[Halved])
+    assert isinstance(loaded.optimizer, Halved) and loaded.optimizer.vote_statistics().step == 0
+    loaded = hvs.load_model(path, custom_objects={"Halved": Halved}, custom_optimizers=[])
+    assert isinstance(loaded.optimizer, Halved)
+
+
+def test_graphs_of_tensorflow_1_are_one_sentence():
+    """Sessions, which Horovod's own tests use too."""
+    with tf.Graph().as_default():
+        x = tf.compat.v1.get_variable("x", initializer=[1.0])
+        with tf.GradientTape() as tape:
+            y = tf.reduce_sum(x * x)
+        with pytest.raises(ValueError, match=r"not in graphs of TensorFlow 1"):
+            hvs_tf.DistributedGradientTape(tape).gradient(y, [x])
+        with pytest.raises(ValueError, match=r"not in graphs of TensorFlow 1"):
+            hvs_tf.broadcast_variables([x], root_rank=0)
