@@ -135,7 +135,7 @@ class Bucket:
 
     Attributes:
         slots: one for each parameter.
-        trainable: those of its parameters that were not frozen when all ranks last agreed.
+        trainable: the slots of those that were not frozen when all ranks last agreed.
         ballot: this rank's planes, as last packed. Bits after the last coordinate of a parameter never abstain.
         zeros, nans: how many coordinates of it abstain since they are zero (or without a gradient), or NaN.
 
@@ -155,12 +155,12 @@ class Bucket:
     ):
         self.name, self.parameters = name, [p for p, _, _ in parameters]
         self.layouts = layouts or {}
-        self.trainable = list(self.parameters)
         self._voter = voter
         self._layout = native.Segments([(0, p.numel()) for p in self.parameters])
         self.plane_bytes, self.coordinates = self._layout.plane_bytes, self._layout.coordinates
         offsets = self._layout.offsets.tolist()
         self.slots = [Slot(p, label, self, i, group, offsets[i]) for i, (p, label, group) in enumerate(parameters)]
+        self.trainable = list(self.slots)
         self.error: Exception | None = None
         self._sign = np.zeros(self.plane_bytes, np.uint8)
         self._nonzero = np.zeros(self.plane_bytes, np.uint8)

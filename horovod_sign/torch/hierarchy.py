@@ -10,7 +10,7 @@ import horovod.torch as hvd
 import numpy as np
 import torch
 
-from horovod_sign.torch.buckets import Bucket
+from horovod_sign.torch.buckets import Bucket, Slot
 from horovod_sign.torch.collectives import HorovodCollectives
 from horovod_sign.torch.layout import check_memory
 from horovod_sign.torch.nodes import Nodes
@@ -70,13 +70,18 @@ class Attendance:
 
     Args:
         name: unique among optimizers, the same on all ranks.
-        notice: whether this rank must talk to all others; `notices` of them must, known after `check(wait=True)`.
+        notice: whether this rank must talk to all others; `notices` of them must, once that is `known`.
     """
 
     def __init__(self, name: str, notice: bool):
         self.notices = 0
         mine = torch.tensor([1.0, notice], device="cpu")
         self._handle = hvd.allreduce_async(mine, name=f"{name}.present", op=hvd.Sum)
+
+    @property
+    def known(self) -> bool:
+        """Whether all ranks are there, and `notices` is how many have one."""
+        return self._handle is None
 
     def check(self, wait: bool = False):
         """Raises RuntimeError if a rank has joined, as far as that is known without waiting."""
@@ -100,14 +105,12 @@ def vote_of_nodes(nodes: Nodes, bucket: Bucket, protocol, abstain: bool) -> Gene
     """
     alone = nodes.own.size() == 1
     if not alone:
-        parameters = [p for p in bucket.trainable if p.numel()]  # the same on all ranks of the node
-        means = [_to_be_averaged(p) for p in parameters]
+        slots = [slot for slot in bucket.trainable if slot.size]  # the same on all ranks of the node
+        means = [_to_be_averaged(slot) for slot in slots]
         if means:
             yield Within(means)
-        _put_back(parameters, means)
+        _put_back(slots, means)
     ballot = bucket.pack(abstain)
-    if bucket.error is not None:
-        raise bucket.error
     decided = (yield from protocol(ballot, nodes.number, nodes.count, not abstain)) if nodes.leads else None
     if alone:
         return decided
@@ -123,14 +126,29 @@ def averaged_in_place(gradient: torch.Tensor) -> bool:
 
 
 @torch.no_grad()
-def _to_be_averaged(p: torch.Tensor) -> torch.Tensor:
-    """The gradient of `p`, or a copy of it that the engine can average. One that is missing counts as zeros."""
+def _to_be_averaged(slot: Slot) -> torch.Tensor:
+    """The gradient of a parameter, or a copy of it that the engine can average. One that is missing counts as zeros.
+
+    So does one that cannot be read, of which the bucket then has the `error`: the other ranks of the node wait.
+    """
+    p = slot.parameter
+    try:
+        return _readable(slot)
+    except (RuntimeError, TypeError) as error:
+        slot.bucket.error, p.grad = error, None
+        return slot.layout.empty(torch.promote_types(p.dtype, torch.float32), p.device).zero_()
+
+
+def _readable(slot: Slot) -> torch.Tensor:
+    p = slot.parameter
+    if p.shape != slot.layout.shape:
+        slot.check_parameter()
     if p.grad is None:
         p.grad = torch.zeros_like(p, memory_format=torch.preserve_format)
     elif p.grad.is_sparse:
         p.grad = p.grad.to_dense()
     g = p.grad
-    check_memory("a gradient", g)
+    check_memory(f"the gradient of parameter {slot.label}", g)
     if averaged_in_place(g):
         return g
     mean = torch.empty(g.shape, dtype=torch.promote_types(g.dtype, torch.float32), device=g.device)
@@ -138,9 +156,12 @@ def _to_be_averaged(p: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _put_back(parameters: list[torch.Tensor], means: list[torch.Tensor]):
-    for p, mean in zip(parameters, means, strict=True):
-        if p.grad is None:  # it was dropped since, after an exception in backward
+def _put_back(slots: list[Slot], means: list[torch.Tensor]):
+    for slot, mean in zip(slots, means, strict=True):
+        p = slot.parameter
+        if p.shape != mean.shape:
+            continue
+        if p.grad is None:  # it could not be read, or was dropped since, after an exception in backward
             p.grad = torch.empty_like(p, memory_format=torch.preserve_format)
         if mean is not p.grad:
             p.grad.copy_(mean)

@@ -147,18 +147,18 @@ class Pipeline:
     def agreed(self):
         """All ranks have the same parameters frozen now."""
         for bucket in self._buckets:
-            bucket.trainable = [p for p in bucket.parameters if p.requires_grad]
+            bucket.trainable = [slot for slot in bucket.slots if slot.parameter.requires_grad]
 
     def check_parameters(self):
         """Finds out whether a step can be written to all parameters. If not, all ranks hear of it by a notice.
 
-        Where all ballots are under way, so that none can carry it, the error is raised here.
+        Where all ballots are under way, and none can carry it, the error is raised here.
         """
         try:
             for bucket in self._buckets:
                 bucket.check_parameters()
         except (RuntimeError, TypeError) as error:
-            if self._error is None and (not self._unstarted or self._nodes is not None):
+            if self._error is None and not self._unstarted and self._nodes is None:
                 raise
             self._error, self.notice = error, True
 
@@ -189,24 +189,30 @@ class Pipeline:
         A parameter without a gradient abstains.
         """
         self.bytes_sent, self.noticed = 0, False
+        for bucket in self._buckets:
+            self._tell_of_error(bucket)
         attendance = None if self._nodes is None else Attendance(self.name, self.notice)
         while self._unstarted or self._votes:
             # Every vote goes on before the next decision is worked on, so that none waits for that work.
             self._go_on()
             decided = next((bucket for bucket in self._buckets if self._is_decided(bucket)), None)
+            if attendance is not None:
+                attendance.check()
+                if not attendance.known:  # nothing moves before
+                    decided = None
             if decided is None:
                 progress.go_on()
                 self._collectives.idle()
-                if attendance is not None:
-                    attendance.check()
                 continue
             vote = self._votes.pop(decided)
             self.bytes_sent += vote.bytes_sent
             self.noticed |= decided in self._notices and self._notices[decided].found
+            self.noticed |= attendance is not None and attendance.notices > 0
             yield decided, vote.wait()
+        noticed = self.noticed
         if attendance is not None:
             attendance.check(wait=True)
-        noticed = self.noticed or (attendance is not None and attendance.notices > 0)
+            noticed |= attendance.notices > 0
         self.reset()
         self.noticed = noticed
 
@@ -340,11 +346,15 @@ class Pipeline:
                 slot.passes_left, slot.seen = _SENT if given else self.passes, None
             self._awaited[bucket] = sum(slot.passes_left != _SENT for slot in bucket.slots)
 
+    def _tell_of_error(self, bucket: Bucket):
+        """What a bucket could not read, all ranks hear of by the next ballot, or the next step of votes of nodes."""
+        if bucket.error is not None:
+            self._error, self.notice, bucket.error = bucket.error, True, None
+
     def _start(self, bucket: Bucket):
         if self._nodes is None:
             ballot = bucket.pack(self._abstain or self.silent)
-            if bucket.error is not None:
-                self._error, self.notice, bucket.error = bucket.error, True, None
+            self._tell_of_error(bucket)
             ops = self._notices[bucket] = Notices(self.notice)
             protocol = self._protocol(ballot, self._collectives.rank, self._collectives.size, not self._abstain, ops)
         else:

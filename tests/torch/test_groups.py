@@ -232,8 +232,7 @@ def test_one_rank_alone_is_told_to_all(what, options):
     with pytest.raises(ValueError, match=r"of rank 0 .* and of rank 1 .* differ.*on all of them alike"):
         sum(p.sum() for p in points.parameters).backward()
         points.optimizer.step()
-    if "hierarchical" not in options:  # there it is known only when the votes are
-        assert all(torch.equal(p, b) for p, b in zip(points.parameters, before, strict=True))
+    assert all(torch.equal(p, b) for p, b in zip(points.parameters, before, strict=True))
 
 
 def test_names_of_what_is_added_later_are_kept():

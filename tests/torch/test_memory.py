@@ -54,12 +54,12 @@ def gradient(step: int, rank: int) -> torch.Tensor:
 class Training:
     """Two parameters with gradients of each rank's own, of Signum or Adam, beside the same by NumPy or plain torch."""
 
-    def __init__(self, kind="Signum", overlap=True, transport="exchange"):
+    def __init__(self, kind="Signum", overlap=True, transport="exchange", **options):
         self.first, self.p = (torch.nn.Parameter(gradient(99, i)) for i in range(2))
         self.kind = kind
-        votes = {"compression": hvs.Compression.signum(0.9)} if kind == "Adam" else {}
+        options |= {"compression": hvs.Compression.signum(0.9)} if kind == "Adam" else {}
         self.optimizer = hvs.DistributedOptimizer(
-            self._make(self.parameters), overlap=overlap, transport=transport, bucket_cap_mb=1e-5, **votes
+            self._make(self.parameters), overlap=overlap, transport=transport, bucket_cap_mb=1e-5, **options
         )
         self.workers = simulation.Workers([np.zeros(SHAPE)] * 2, SIZE, simulation.signum(0.9))
         self.expected = [torch.nn.Parameter(p.detach().clone()) for p in self.parameters]
@@ -326,4 +326,29 @@ def test_what_one_rank_alone_cannot_use_all_are_told(break_one, transport):
         assert torch.equal(training.first, before)
         assert not training.optimizer._votes.pipeline.started
     # Horovod dies of an allgather that others have left on their way when a rank joins.
+    hvd.join()
+
+
+@pytest.mark.parametrize("break_one", [cut_parameter, expand_parameter, cut_momentum, cut_gradient])
+def test_votes_of_nodes_are_told_before_a_step_or_in_the_next(break_one):
+    """What cannot be read is found while ranks of a node wait for its mean; then it counts as zeros in this step."""
+    training = Training("Signum", overlap=break_one is not cut_gradient, hierarchical=True)
+    words = "(parameter|momentum).*" if RANK == LAST else f"rank {LAST} cannot vote: .*(parameter|momentum).*"
+
+    def step(broken=False):
+        training.optimizer.zero_grad()
+        (training.first.sum() + training.p.sum()).backward()
+        if broken and RANK == LAST:
+            break_one(training)
+        training.optimizer.step()
+
+    step()
+    if break_one is not cut_gradient and RANK == LAST:
+        break_one(training)
+    before = training.first.detach().clone()
+    with pytest.raises((RuntimeError, ValueError), match=words):
+        step(broken=break_one is cut_gradient)
+        before = training.first.detach().clone()
+        step()
+    assert torch.equal(training.first, before)
     hvd.join()
