@@ -35,7 +35,8 @@ class Points:
             optimizer = torch.optim.Adam(groups, betas=(0.5, 0.5))
         else:
             optimizer = hvs.Signum(groups, LR, momentum=0.5) if kind == "Signum" else torch.optim.SGD(groups, LR)
-        self.optimizer = hvs.DistributedOptimizer(optimizer, bucket_cap_mb=3e-4, **options)
+        names = [(f"points{i}", p) for i, p in enumerate(self.parameters)]
+        self.optimizer = hvs.DistributedOptimizer(optimizer, names, bucket_cap_mb=3e-4, **options)
         self.momenta = {p: np.zeros((SIZE, p.numel()), np.float32) for p in self.parameters}
         self.expected = {p: torch.nn.Parameter(p.detach().clone()) for p in self.parameters}
         self.reference = torch.optim.Adam([{"params": [q]} for q in self.expected.values()], betas=(0.5, 0.5))
