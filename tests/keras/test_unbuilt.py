@@ -101,7 +101,6 @@ def plain(**_):
     return keras.optimizers.SGD(0.01)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("root", [0, LAST], ids=["first", "last"])
 @pytest.mark.parametrize("kind", MODELS)
 def test_fit_equals_the_simulation(kind, root):

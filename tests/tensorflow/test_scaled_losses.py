@@ -50,7 +50,6 @@ def votes(gradients, beta=0.0):
     return total
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("in_graph", [True, False], ids=["graph", "eager"])
 @pytest.mark.parametrize("beta", [None, 0.5], ids=["signsgd", "signum"])
 @pytest.mark.parametrize("kind", OPTIMIZERS)
