@@ -215,9 +215,9 @@ def test_all_parameters_are_taken_out_and_others_put_in():
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("what", ["replaced", "taken out", "put in", "moved"])
+@pytest.mark.parametrize("what", ["replaced", "taken out", "put in", "moved", "swapped"])
 def test_one_rank_alone_is_told_to_all(what, options):
-    points = Points("Signum", named=what == "moved", **options)  # by names the others could be told apart
+    points = Points("Signum", (40, 40, 3), named=what == "moved", **options)  # by names the others could be told apart
     points.step()
     groups, before = points.optimizer.param_groups, [p.detach().clone() for p in points.parameters]
     points.optimizer.zero_grad()
@@ -231,6 +231,8 @@ def test_one_rank_alone_is_told_to_all(what, options):
                 groups[1]["params"].append(torch.nn.Parameter(torch.ones(3)))
             case "moved":
                 groups[0]["params"].append(groups[1]["params"].pop())
+            case "swapped":
+                groups[0]["params"], groups[1]["params"] = groups[1]["params"], groups[0]["params"]
     with pytest.raises(ValueError, match=r"of rank 0 .* and of rank 1 .* differ.*on all of them alike"):
         sum(p.sum() for p in points.parameters).backward()
         points.optimizer.step()
