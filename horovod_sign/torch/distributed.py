@@ -70,8 +70,8 @@ def DistributedOptimizer(
     is sign(sum over ranks of the signs) (Bernstein et al. 2018, arXiv 1802.04434, Algorithms 1 to 3). Around `SignSGD`
     and `Signum` the step is theirs, by the vote; around any other optimizer the votes (-1, 0 or +1) are its gradients.
 
-    A collective: all ranks of `process_set` call it, with the same parameters. So is the first step after
-    `add_param_group`, or after parameters were frozen or unfrozen: all ranks do that alike.
+    A collective: all ranks of `process_set` call it, with the same parameters. So is `add_param_group`, and the first
+    step after parameters were frozen, unfrozen, replaced or moved to another group: all ranks do that alike.
 
     Args:
         optimizer: a torch optimizer that no other DistributedOptimizer wraps. Its state is kept. Use the returned one
