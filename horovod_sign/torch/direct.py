@@ -8,6 +8,7 @@ Nothing here blocks inside MPI: other optimizers' votes go on meanwhile, an inte
 ends MPI in a thread of its own, which it does as soon as one rank ends, that thread waits until no call is under way.
 """
 
+import gc
 import os
 import threading
 import time
@@ -25,6 +26,7 @@ from horovod_sign.voting.library import usable_mpi
 
 # Seconds to wait for other ranks before asking Horovod whether they have joined. It costs nothing until then.
 PATIENCE = 2.0
+_MANY = 32  # communicators, each of which takes MPI some 180 kB
 _ASKING = 1 << 62  # in a length: its sender has asked
 _JOINED = (
     "a rank has called hvd.join(), and the other ranks wait for its vote: with uneven data, give "
@@ -91,6 +93,8 @@ class _Communicators:
 
     def free(self) -> list[int]:
         """For each, whether it is free here."""
+        if len(self._free) >= _MANY and sum(self._free) < len(self._free) / 8:
+            gc.collect()  # optimizers are in cycles, and of what lives long the collector comes to look very rarely
         return self._free
 
     def take(self, free_everywhere: list[int]) -> tuple[Any, int]:
