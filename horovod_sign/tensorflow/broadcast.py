@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from horovod_sign.tensorflow.election import refuse_sessions, refuse_xla, require_horovod
+from horovod_sign.tensorflow.variables import variable
 from horovod_sign.voting.agreement import disagreement, encode_record
 
 # Bytes per message. MPI counts in 32-bit integers, so Horovod aborts the job above 2 GiB; and pieces bound the copies.
@@ -165,5 +166,4 @@ def _in_turn(act):
 
 @functools.cache
 def _turns() -> tf.Variable:
-    with tf.init_scope():
-        return tf.Variable(0, trainable=False, dtype=tf.int64)
+    return variable(0, tf.int64)

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from horovod_sign.rules import Rule
 from horovod_sign.tensorflow.election import Coordinates, Momentum
+from horovod_sign.tensorflow.variables import variable
 
 
 class OwnMomentum:
@@ -20,8 +21,8 @@ class OwnMomentum:
     def __init__(self, rule: Rule, shapes: list[tuple[int, ...]]):
         self._warmup_steps = rule.warmup_steps
         with tf.init_scope():
-            self.slots = [tf.Variable(tf.zeros(shape), trainable=False, name="sign_momentum") for shape in shapes]
-            self.votes = tf.Variable(0, trainable=False, dtype=tf.int64, name="sign_votes")
+            self.slots = [variable(tf.zeros(shape), name="sign_momentum") for shape in shapes]
+        self.votes = variable(0, tf.int64, "sign_votes")
 
     def of_others(self, rule: Rule, shapes: list[tuple[int, ...]], places: list[int | None]) -> "OwnMomentum":
         """The momenta of another list of variables.
@@ -50,10 +51,8 @@ class Sums:
         self._variables = variables
         wide = [tf.float64 if v.dtype == tf.float64 else tf.float32 for v in variables]
         with tf.init_scope():
-            self._sums = [
-                tf.Variable(tf.zeros(v.shape, w), trainable=False) for v, w in zip(variables, wide, strict=True)
-            ]
-            self._heard = tf.Variable(0, trainable=False, dtype=tf.int32)
+            self._sums = [variable(tf.zeros(v.shape, w)) for v, w in zip(variables, wide, strict=True)]
+        self._heard = variable(0, tf.int32)
 
     def add(self, gradients: list, abstaining=None, indices=None):
         """Adds one pass's gradients.

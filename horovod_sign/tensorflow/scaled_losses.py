@@ -36,7 +36,7 @@ def _marking(scale_loss):
         scaled = scale_loss(self, loss)
         if scaled is not loss and isinstance(scaled, tf.Tensor):
             setattr(scaled, _MARK, weakref.ref(self))
-            _latest.scaled = weakref.ref(self), _graph()
+            _latest.scaled = weakref.ref(self), _here()
         return scaled
 
     return marked
@@ -49,12 +49,12 @@ def optimizer_of(target, variables):
         target: what a tape takes gradients of: what `scale_loss` returned, or computed from it in the same function.
         variables: tf.Variables, or other tensors, by which it takes them.
     """
-    latest, graph = getattr(_latest, "scaled", (None, None))
+    latest, where = getattr(_latest, "scaled", (None, None))
     _latest.scaled = (None, None)
     for loss in tf.nest.flatten(target):
         if hasattr(loss, _MARK):
             return getattr(loss, _MARK)()
-    optimizer = latest() if latest is not None and graph is _graph() else None
+    optimizer = latest() if latest is not None and where == _here() else None
     return optimizer if optimizer is not None and _may_train(optimizer, variables) else None
 
 
@@ -64,5 +64,6 @@ def _may_train(optimizer, variables):
     return not optimizer.built or all(id(v) in own for v in variables)
 
 
-def _graph():
-    return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+def _here():
+    """The graph in which operations are made; None: they are executed eagerly."""
+    return None if tf.executing_eagerly() else weakref.ref(tf.compat.v1.get_default_graph())

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from horovod_sign.statistics import PATIENCE, VoteStatistics, summarise
 from horovod_sign.tensorflow.programs import Compiled
+from horovod_sign.tensorflow.variables import variable
 from horovod_sign.voting.messages import Planes
 
 
@@ -46,13 +47,9 @@ class Counters:
     """
 
     def __init__(self):
-        def variable(value, dtype=tf.int64):
-            return tf.Variable(value, trainable=False, dtype=dtype)
-
-        with tf.init_scope():
-            nothing = [0] * len(Counts._fields)
-            self.latest, self._total, self._steps = variable(nothing), variable(nothing), variable(0)
-            self._measured, self._mean = variable(0), variable(0.0, tf.float64)
+        nothing = [0] * len(Counts._fields)
+        self.latest, self._total, self._steps = (variable(value, tf.int64) for value in (nothing, nothing, 0))
+        self._measured, self._mean = variable(0, tf.int64), variable(0.0, tf.float64)
 
     def end_step(self, counts: tf.Tensor):
         """Takes in the `Counts` of a step, a vector."""

@@ -11,6 +11,7 @@ from horovod_sign.tensorflow.compression import Compression, SignCompressor
 from horovod_sign.tensorflow.election import Coordinates, Election
 from horovod_sign.tensorflow.memory import OwnMomentum, Sums
 from horovod_sign.tensorflow.scales import Scale
+from horovod_sign.tensorflow.variables import variable
 
 _DEFAULT = Compression.signsgd()
 scaled_losses.watch()
@@ -155,8 +156,7 @@ class _TapeMemory:
             self._momentum = OwnMomentum(rule, shapes) if former is None else kept.of_others(rule, shapes, places)
         self._sums = Sums(coordinates) if passes > 1 else None
         if self._sums:
-            with tf.init_scope():
-                self._calls = tf.Variable(0, trainable=False, dtype=tf.int64)
+            self._calls = variable(0, tf.int64)
 
     def vote(self, gradients, scaler=None):
         """The votes on a step's gradients; `scaler`: the Keras optimizer that has scaled their loss, if one has."""

@@ -10,6 +10,7 @@ import oracle
 import pytest
 import tensorflow as tf
 from ranks import RANK, SIZE
+from tensorflow.python.framework.func_graph import FuncGraph
 
 import horovod_sign.tensorflow as hvs_tf
 import horovod_sign.tensorflow.keras as hvs
@@ -32,6 +33,31 @@ def trial(width, transport="auto", **options):
         votes = oracle.vote([drawn(rank, v.shape) for rank in range(SIZE)], options.get("abstain", True))
         np.testing.assert_array_equal(v.numpy(), -votes)
     return [weakref.ref(each) for each in (optimizer, x[0].value)]
+
+
+OPTIMIZERS = {
+    "SignSGD": lambda: hvs.DistributedOptimizer(hvs.SignSGD(0.01), transport="exchange"),
+    "Signum": lambda: hvs.DistributedOptimizer(hvs.Signum(0.01), transport="counts"),
+    "loss scale": lambda: hvs.DistributedOptimizer(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.01))),
+}
+
+
+def graphs():
+    """The graphs of all functions that TensorFlow has traced in this process and not let go."""
+    gc.collect()
+    return {id(each) for each in gc.get_objects() if isinstance(each, FuncGraph)}
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_a_model_leaves_no_graph_behind(kind):
+    """Neither of its training step nor of anything in it, when it is dropped; helpers for tensors of a shape stay."""
+    left = []
+    for _ in range(2):
+        net = tasks.model()
+        tasks.fit(net, OPTIMIZERS[kind](), epochs=1)
+        del net
+        left.append(graphs())
+    assert left[1] <= left[0]
 
 
 @pytest.mark.limit(120)

@@ -62,3 +62,20 @@ def test_on_one_rank_alone_is_an_error_on_all_ranks(in_graph, transport):
     errors = (ValueError, tf.errors.InvalidArgumentError)
     with pytest.raises(errors, match=r"changed on some ranks.*on all ranks alike"):
         loop.votes(SOME if RANK == LAST else ALL, 1)
+
+
+def test_one_traced_function_takes_other_variables_later():
+    """Its first trace suffices, and a later one may meet variables that have not been voted on yet."""
+    compression, x = hvs.Compression.signum(0.5), [tf.Variable(tf.zeros(3)) for _ in range(2)]
+
+    @tf.function
+    def step(which, gradient):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(x[which] * gradient)
+        tape = hvs.DistributedGradientTape(tape, compression=compression, backward_passes_per_step=2)
+        return tape.gradient(loss, [x[which]])[0]
+
+    for which in (0, 1):
+        passes = [step(which, tf.constant([1.0, -1.0, 0.0])).numpy() for _ in range(2)]
+        np.testing.assert_array_equal(passes, [[0, 0, 0], [1, -1, 0]])
+        assert step.experimental_get_tracing_count() == 1 + which

@@ -3,7 +3,9 @@
 Horovod 0.28's own wrapper reduces nothing with Keras 3 and raises nothing. This one overrides the public `apply`.
 """
 
+import functools
 from collections.abc import Callable
+from contextlib import contextmanager
 
 import horovod.tensorflow as hvd
 import keras
@@ -146,6 +148,7 @@ def _set_accumulation(inner, passes):
     inner.gradient_accumulation_steps = passes
 
 
+@functools.lru_cache(maxsize=64)  # Keras keeps each class that it knows by a name
 def _distributed_class(base, options):
     """A subclass of `base` that votes, with the name under which `base` is saved."""
 
@@ -315,16 +318,33 @@ class _Step:
         scale, base = self._inner.loss_scale_factor, type(self._inner) if self._scaled else self._base
         if scale is not None:
             votes = [None if v is None else tf.cast(v, tf.float32) * tf.cast(scale, tf.float32) for v in votes]
-        if not isinstance(self._inner, SignOptimizer):
-            return base.apply(self._inner, votes, variables)
-        with self._inner.given_votes():
-            return base.apply(self._inner, votes, variables)
+        with _not_reduced(self._inner):
+            if not isinstance(self._inner, SignOptimizer):
+                return base.apply(self._inner, votes, variables)
+            with self._inner.given_votes():
+                return base.apply(self._inner, votes, variables)
 
     def _build(self, variables):
         if not self._optimizer.built:
             with keras.name_scope(self._optimizer.name):
                 self._optimizer.build(variables)
             self._optimizer.built = True
+
+
+@contextmanager
+def _not_reduced(optimizer):
+    """Inside, `optimizer.apply` leaves out the reduction among replicas of tf.distribute, of which there is one.
+
+    It would do nothing, but register a gradient that keeps the whole graph for as long as the process.
+    """
+    if tf.distribute.has_strategy():
+        yield
+        return
+    vars(optimizer)["_all_reduce_sum_gradients"] = list
+    try:
+        yield
+    finally:
+        del vars(optimizer)["_all_reduce_sum_gradients"]
 
 
 def _coordinates(variable, gradient) -> Coordinates:
