@@ -8,6 +8,7 @@ import horovod.tensorflow as hvd
 import numpy as np
 import tensorflow as tf
 
+from horovod_sign.tensorflow.collectives import at_each_run
 from horovod_sign.tensorflow.election import refuse_sessions, refuse_xla, require_horovod
 from horovod_sign.tensorflow.variables import variable
 from horovod_sign.voting.agreement import disagreement, encode_record
@@ -102,22 +103,12 @@ def _agreed(variables, process_set) -> list:
     In a graph it cannot be asked while tracing: ranks need not trace again at the same time.
     """
     layout = "\n".join([f"{len(variables)} variables"] + [f"{v.dtype.name} {tuple(v.shape)}" for v in variables])
-    record = _asked_at_each_run(encode_record(layout).copy())
+    record = at_each_run(encode_record(layout).copy())
     records = hvd.allgather(record[None], name=f"{_NAME}.agree", ignore_name_scope=True, process_set=process_set)
     if not tf.executing_eagerly():
         return [tf.numpy_function(_raise_unless_alike, [records], tf.bool)]
     _raise_unless_alike(np.asarray(records))
     return []
-
-
-def _asked_at_each_run(record) -> tf.Tensor:
-    """The record; in a graph no constant, which TensorFlow would send once, while it optimizes the graph, and no more.
-
-    (To TensorFlow, Horovod's ops have no side effects. So a rank that traces again would wait for the others.)
-    """
-    if tf.executing_eagerly():
-        return tf.constant(record)
-    return tf.where(_turns().read_value() >= 0, record, tf.zeros_like(record))
 
 
 def _raise_unless_alike(records):

@@ -15,6 +15,7 @@ from horovod_sign.statistics import VoteStatistics
 from horovod_sign.tensorflow import bits as bit
 from horovod_sign.tensorflow import messages
 from horovod_sign.tensorflow.ballots import packer, unpacker
+from horovod_sign.tensorflow.collectives import at_each_run
 from horovod_sign.tensorflow.election import require_horovod
 from horovod_sign.voting.messages import Planes
 
@@ -69,7 +70,7 @@ class SignCompressor:
             raise TypeError(f"a vote is on {', '.join(d.name for d in bit.DTYPES)}, got a {tensor.dtype.name} tensor")
         bits = counts_bits(hvd.size())
         words = messages.encode_fields(Planes(*packer(self._abstain)([tensor])), bits)
-        return words, _Context(tuple(tensor.shape), tensor.dtype, bits, words)
+        return at_each_run(words), _Context(tuple(tensor.shape), tensor.dtype, bits, words)
 
     def decompress(self, tensor: tf.Tensor, ctx) -> tf.Tensor:
         """The vote in the summed words, in the shape and dtype of the gradient."""

@@ -139,11 +139,14 @@ class Election:
         counted = [tf.zeros_like(self.counters.latest)]
         voted_on = sum(v.count for v, none in zip(variables, absent, strict=True) if not none)
         protocol, self._eager = PROTOCOLS[self._way(voted_on)], tf.executing_eagerly()
-        for number, bucket in enumerate(_buckets(variables, absent)):
-            pick = [_present(gradients[i], variables[i]) for i in bucket]
-            slots = None if momentum is None else [momentum.slots[i] for i in bucket]
-            on_gradient = False if momentum is None else momentum.on_gradient
-            decided, counts = self._vote_bucket(protocol, pick, slots, on_gradient, abstaining, number)
+        buckets = _buckets(variables, absent)
+        picked = [[_present(gradients[i], variables[i]) for i in bucket] for bucket in buckets]
+        ballots = [self._pack(pick, bucket, momentum, abstaining) for pick, bucket in zip(picked, buckets, strict=True)]
+        self._requests = [(protocol is PROTOCOLS["counts"], ballot.sign.shape[0]) for ballot in ballots]
+        running = [protocol(ballot, self.rank, self.size, not self.abstain, messages) for ballot in ballots]
+        results = carry_out(running, self._process_set, self.name, self.rank, self.size)
+        for bucket, pick, ballot, result in zip(buckets, picked, ballots, results, strict=True):
+            decided, counts = self._unpack(pick, ballot, *result, abstaining)
             counted.append(counts)
             for i, vote in zip(bucket, decided, strict=True):
                 votes[i] = vote
@@ -193,11 +196,8 @@ class Election:
             return self._transport
         return "exchange" if self.size == 1 else choose(coordinates, self.size, self.abstain, can_go_direct=False)
 
-    def _vote_bucket(self, protocol, gradients, slots, on_gradient, abstaining, number):
-        ballot = self._pack(gradients, slots, on_gradient, abstaining)
-        running = protocol(ballot, self.rank, self.size, not self.abstain, messages)
-        decided, sent = carry_out(running, self._process_set, f"{self.name}.{number}", self.rank, self.size)
-        self._requests[number:] = [(protocol is PROTOCOLS["counts"], ballot.sign.shape[0])]
+    def _unpack(self, gradients, ballot, decided, sent, abstaining):
+        """A bucket's votes, and the counts of what happened in it."""
         layout = tuple((tuple(g.shape), g.dtype) for g in gradients)
         counts = count(ballot, decided, sum(g.shape.num_elements() for g in gradients))
         # NaN abstains, so that most steps need no look at the gradients to know that there is none.
@@ -205,13 +205,15 @@ class Election:
         votes = unpacker(layout, self.abstain)(decided.sign, decided.nonzero)
         return votes, tf.stack(counts._replace(nans=nans, bytes_sent=sent))
 
-    def _pack(self, gradients, slots, on_gradient, abstaining) -> Planes:
+    def _pack(self, gradients, bucket, momentum, abstaining) -> Planes:
+        """The ballot on a bucket's gradients, of the variables of these indices."""
         hold = tf.constant(False) if abstaining is None else abstaining
-        if slots is None:
+        if momentum is None:
             sign, nonzero = packer(self.abstain)(gradients)
         else:
+            slots = [momentum.slots[i] for i in bucket]
             momenta = [slot.read_value() for slot in slots]
-            when = (tf.convert_to_tensor(on_gradient), hold, tf.constant(0, tf.uint32))
+            when = (tf.convert_to_tensor(momentum.on_gradient), hold, tf.constant(0, tf.uint32))
             new, sign, nonzero = momentum_packer(self.rule, self.abstain)(gradients, momenta, *when)
             for slot, m in zip(slots, new, strict=True):
                 slot.assign(m)

@@ -6,7 +6,7 @@ waits for them to agree. So it takes part in the first request of the former vot
 vote has. Where all ranks do so, all have left; where some do, all learn of it, and all raise an error.
 """
 
-import threading
+import functools
 from typing import NamedTuple
 
 import horovod.tensorflow as hvd
@@ -30,7 +30,8 @@ class Former(NamedTuple):
     Attributes:
         name: what the names of its Horovod ops begin with.
         counted: whether they are allreduces of counts; else alltoalls of exchanges.
-        eager: whether the votes are executed eagerly, one bucket after the other; else they begin together.
+        eager: whether the votes are executed eagerly, one bucket after the other; else all begin, whatever is heard in
+            any of them.
         scaled: whether the ranks first tell each other who overflowed.
         widths: for each bucket the bytes of the ballot's sign plane.
     """
@@ -55,48 +56,59 @@ def say(former: Former, process_set, size: int):
 
     options = {"ignore_name_scope": True, "process_set": process_set}
 
-    def leave(buckets):
-        all_left = []
-        if former.scaled and 0 in buckets:
+    def leave(number):
+        name, all_left = f"{former.name}.{number}.0", []
+        if former.scaled and number == 0:
             heard = hvd.allreduce(tf.constant(0), op=hvd.Sum, name=f"{former.name}.finite", **options)
             all_left.append(heard >= 0)
-        for number in buckets:
-            name = f"{former.name}.{number}.0"
-            if former.counted:
-                words = np.zeros(former.widths[number] * counts_bits(size) // 8 + 1, np.int64)
-                words[-1] = _NO_VOTER
-                summed = hvd.allreduce(tf.constant(words), op=hvd.Sum, name=name, **options)
-                all_left.append(summed[-1] % _NO_VOTER == 0)
-            else:
-                farewells = tf.fill([size], np.uint8(_NO_PLANES))
-                received, lengths = hvd.alltoall(farewells, tf.ones([size], tf.int32), name=name, **options)
-                all_left.append(tf.reduce_all(_heads(received, lengths) == _NO_PLANES))
+        if former.counted:
+            words = np.zeros(former.widths[number] * counts_bits(size) // 8 + 1, np.int64)
+            words[-1] = _NO_VOTER
+            summed = hvd.allreduce(tf.constant(words), op=hvd.Sum, name=name, **options)
+            all_left.append(summed[-1] % _NO_VOTER == 0)
+        else:
+            farewells = tf.fill([size], np.uint8(_NO_PLANES))
+            received, lengths = hvd.alltoall(farewells, tf.ones([size], tf.int32), name=name, **options)
+            all_left.append(tf.reduce_all(_heads(received, lengths) == _NO_PLANES))
         return tf.reduce_all(tf.stack(all_left))
 
     # Horovod does not know the names of ops that are executed eagerly: so in a graph exactly if the others are in one.
     if former.eager:
-        alike = bool(leave([0]))
+        alike = [leave(0)]
     else:
-        # Beside the first: a rank that hears of it there may end its step before it begins with the others.
-        others = range(1, len(former.widths))
-        beside = threading.Thread(target=tf.function(lambda: leave(others), autograph=False), daemon=True)
-        if others:
-            beside.start()
-        alike = bool(tf.function(lambda: leave([0]), autograph=False)())
-        if others and alike:
-            beside.join()
-    if not alike:
+        # A function for each: TensorFlow would take ops with equal inputs for one.
+        leave_in_graph = [tf.function(functools.partial(leave, n), autograph=False) for n in range(len(former.widths))]
+        alike = [leave_one() for leave_one in leave_in_graph]
+    if not all(alike):
         raise ValueError(_LEFT)
 
 
-def heard_in_messages(received: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
-    """The messages of an alltoall, which fails if a rank has left. `lengths`: those of the messages, in order."""
-    return _unless(tf.reduce_any(_heads(received, lengths) == _NO_PLANES), received)
+def left_in_messages(received: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
+    """Whether a rank has left, by the messages of an alltoall. `lengths`: those of the messages, in order."""
+    return tf.reduce_any(_heads(received, lengths) == _NO_PLANES)
 
 
-def heard_in_counts(summed: tf.Tensor) -> tf.Tensor:
-    """The sum of an allreduce, which fails if a rank has left."""
-    return _unless(summed[-1] >= _NO_VOTER, summed)
+def left_in_counts(summed: tf.Tensor) -> tf.Tensor:
+    """Whether a rank has left, by the sum of an allreduce."""
+    return summed[-1] >= _NO_VOTER
+
+
+def unless_left(results: list, left: list) -> list:
+    """What has arrived for votes that run beside each other; fails if a rank has left, but not before all is there.
+
+    A rank that ended its step with a vote that it has not begun would leave the others waiting in it. (Where no rank
+    has left, no vote waits for another: of a `tf.cond` in a graph only the branch that is taken waits for its inputs.)
+
+    Args:
+        results: a tensor of each vote, or None: nobody else takes part.
+        left: for each whether a rank has left, a scalar bool tensor.
+    """
+    if len(results) < 2 or results[0] is None:
+        return [result if result is None else _unless(gone, result) for result, gone in zip(results, left, strict=True)]
+    return [
+        tf.cond(gone, lambda r=r: _unless(tf.reduce_any(left), r), lambda r=r: r)
+        for r, gone in zip(results, left, strict=True)
+    ]
 
 
 def _heads(received, lengths):

@@ -8,6 +8,7 @@ import horovod.tensorflow as hvd
 import tensorflow as tf
 
 from horovod_sign.tensorflow.ballots import all_finite
+from horovod_sign.tensorflow.collectives import at_each_run
 
 # Below it a rank does not go while others vote: it is not the scale then that makes its gradients overflow, and one
 # that has fallen to 0 would not come back when they are good again.
@@ -23,7 +24,7 @@ def speaking(finite: tf.Tensor, name: str, process_set) -> tf.Tensor:
         process_set: Horovod's, of the ranks that vote.
     """
     return hvd.allreduce(
-        tf.cast(finite, tf.int32), op=hvd.Sum, name=name, ignore_name_scope=True, process_set=process_set
+        at_each_run(tf.cast(finite, tf.int32)), op=hvd.Sum, name=name, ignore_name_scope=True, process_set=process_set
     )
 
 

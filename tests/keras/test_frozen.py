@@ -123,8 +123,6 @@ ALONE = {
 @pytest.mark.parametrize("what", ALONE)
 def test_on_one_rank_alone_is_an_error_on_all_ranks(what, transport, monkeypatch):
     """Instead of a wait for ever: of this rank for the others to agree, of them for its vote."""
-    if (what, transport) == ("several buckets", "exchange"):
-        pytest.skip("a known gap, see docs/robustness.md: on three ranks the others wait for ever")
     kind, bucket = ALONE[what]
     monkeypatch.setattr(election, "BUCKET", bucket)
     steps = Steps(hvs.DistributedOptimizer(KINDS[kind][0](), transport=transport))
