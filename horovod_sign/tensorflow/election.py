@@ -4,8 +4,6 @@ The variables of an election go into a few buckets, one message per bucket and p
 however little it carries. A variable starts at a 64-bit word, so padding is inside the words (sign 0, nonzero 1).
 """
 
-import collections
-import itertools
 import warnings
 import weakref
 from typing import NamedTuple
@@ -33,8 +31,9 @@ _LATE = (
     "{} has a gradient, but had none on any rank in the first step and so was left out of the votes: it will not be "
     "trained; let the first step use it on some rank"
 )
-# Counted within each process set: all its ranks begin its elections in the same order, and others none of them.
-_numbers = collections.defaultdict(itertools.count)
+# How many elections there were by the number of their process set. Ranks need not have counted alike: Horovod gives the
+# number of a set that was removed to the next one, of other ranks.
+_numbers: dict[int, int] = {}
 _elections = weakref.WeakSet()
 
 
@@ -163,8 +162,6 @@ class Election:
         refuse_xla()
         if self._missing_everywhere is None:
             self._leave_former()
-            ranks = self._process_set.process_set_id
-            self.name = f"horovod_sign.tf.{ranks}.{next(_numbers[ranks])}"
             self._missing_everywhere = self._agree(gradients, variables, labels, error)
         return self._missing_everywhere
 
@@ -223,7 +220,10 @@ class Election:
         return Planes(sign, nonzero)
 
     def _agree(self, gradients, variables, labels, error) -> list[bool]:
-        """Raises an error on all ranks unless they vote on the same variables; says which have no gradient anywhere."""
+        """Raises an error on all ranks unless they vote on the same variables; says which have no gradient anywhere.
+
+        They also agree on a name for their Horovod ops, which no election of theirs had before.
+        """
         with tf.init_scope():
             lines = [
                 f"rule {self.rule}, abstain={self.abstain}, transport={self._transport!r}, {len(variables)} variables"
@@ -232,14 +232,19 @@ class Election:
             names = [label.rsplit("/", 1)[-1] for label in labels]
             lines += [f"{name} {v.dtype.name} {v.shape}" for name, v in zip(names, variables, strict=True)]
             error = error or self._invalid(variables, labels)
-            missing = np.array([g is None for g in gradients], np.uint8)
+            ranks = self._process_set.process_set_id
+            mine = np.array([[_numbers.get(ranks, 0), *(g is None for g in gradients)]], np.int64)
             if self.size == 1:
                 if error is not None:
                     raise error
-                return missing.astype(bool).tolist()
-            check_agreement(self.name, "\n".join(lines), error, self._process_set)
-            all_missing = hvd.allgather(missing[None], name=f"{self.name}.missing", process_set=self._process_set)
-            return np.asarray(all_missing).min(axis=0).astype(bool).tolist()
+                of_all = mine
+            else:
+                what = f"horovod_sign.tf.{ranks}"
+                check_agreement(what, "\n".join(lines), error, self._process_set)
+                of_all = np.asarray(hvd.allgather(mine, name=f"{what}.missing", process_set=self._process_set))
+            number = int(of_all[:, 0].max())
+            _numbers[ranks], self.name = number + 1, f"horovod_sign.tf.{ranks}.{number}"
+            return of_all[:, 1:].min(axis=0).astype(bool).tolist()
 
     def _invalid(self, variables, labels):
         for v, label in zip(variables, labels, strict=True):

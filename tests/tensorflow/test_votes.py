@@ -88,6 +88,29 @@ def test_a_set_of_ranks_votes_by_its_own_numbers():
         assert_votes(in_graph([tf.constant(g) for g in of_all[RANK]]), of_all)
 
 
+@pytest.mark.ranks(3)  # a set of two of them
+def test_a_set_that_has_the_number_of_one_that_is_gone():
+    """In which rank 1 alone has voted: the names of Horovod's ops do not hang on how often a rank did so before."""
+    numbers = set()
+    while True:  # until Horovod has given each of its free numbers
+        with process_sets(hvd, [1]) as (alone,):
+            number = alone.process_set_id
+            if RANK == 1 and number not in numbers:
+                mine = gradients(1)
+                assert_votes(
+                    Election(rules.signsgd(), alone).vote(list(map(tf.constant, mine)), VARIABLES, LABELS), [mine]
+                )
+        if number in numbers:
+            break
+        numbers.add(number)
+    with process_sets(hvd, [1, 2]) as (pair,):
+        assert pair.process_set_id in numbers
+        if RANK:
+            election, of_set = Election(rules.signsgd(), pair), [gradients(rank) for rank in (1, 2)]
+            in_graph = tf.function(lambda mine: election.vote(mine, VARIABLES, LABELS))
+            assert_votes(in_graph([tf.constant(g) for g in of_set[RANK - 1]]), of_set)
+
+
 DIFFERENT = {
     "shape": ({}, (3, 5), "float32", r"rank 1: .*float32 \(3, 5\)"),
     "dtype": ({}, (3, 4), "float64", r"rank 1: .*float64 \(3, 4\)"),
