@@ -71,10 +71,10 @@ class Slot:
         "taken",
     )
 
-    def __init__(self, parameter: torch.Tensor, label: str, bucket: "Bucket", index: int, group: int, offset: int):
+    def __init__(self, parameter, label: str, bucket: "Bucket", index: int, group: int, offset: int, layout: Layout):
         self.parameter, self.label, self.bucket = parameter, label, bucket
         self.index, self.group, self.hook = index, group, None
-        self.layout, self.lies_so = bucket.layouts.get(parameter) or Layout(parameter), True
+        self.layout, self.lies_so = layout, True
         self.size, self.offset, self.length = parameter.numel(), offset, -(-parameter.numel() // 64) * 8
         self.taken, self.passes_left, self.seen = False, 1, None
 
@@ -154,12 +154,15 @@ class Bucket:
         layouts: Mapping[torch.Tensor, Layout] | None = None,
     ):
         self.name, self.parameters = name, [p for p, _, _ in parameters]
-        self.layouts = layouts or {}
         self._voter = voter
         self._layout = native.Segments([(0, p.numel()) for p in self.parameters])
         self.plane_bytes, self.coordinates = self._layout.plane_bytes, self._layout.coordinates
         offsets = self._layout.offsets.tolist()
-        self.slots = [Slot(p, label, self, i, group, offsets[i]) for i, (p, label, group) in enumerate(parameters)]
+        known = layouts or {}
+        self.slots = [
+            Slot(p, label, self, i, group, offsets[i], known.get(p) or Layout(p))
+            for i, (p, label, group) in enumerate(parameters)
+        ]
         self.trainable = list(self.slots)
         self.error: Exception | None = None
         self._sign = np.zeros(self.plane_bytes, np.uint8)

@@ -226,7 +226,8 @@ class Pipeline:
         until = time.monotonic() + seconds
         while under_way and time.monotonic() < until:
             under_way = self._drop_decided() or bool(self._unstarted)
-            self._go_on()
+            with contextlib.suppress(Exception):  # the step has failed of something else already, which is told
+                self._go_on()
             self._collectives.idle()
         if not under_way:
             self.reset()
@@ -250,8 +251,8 @@ class Pipeline:
         due = list(self._unstarted) if self._arrivals and not any(self._awaited.values()) else []
         if due:
             self.notice |= self.asks_for_notice()
-        if due and self._held_up_since is None:
-            self._held_up_since = time.monotonic()
+            if self._held_up_since is None:
+                self._held_up_since = time.monotonic()
         if due or self._votes:
             self._go_on(start=False)
         if due and time.monotonic() - self._held_up_since > _HELD_UP:

@@ -30,9 +30,8 @@ class Spent:
     def unchanged(self, param_groups: list[dict]) -> bool:
         """Whether all gradients are what `note` saw. Of votes that are all 0 nobody could tell: then they are not."""
         parameters = {p for group in param_groups for p in group["params"] if p.grad is not None}
-        if parameters != {p for p, _, _ in self._left} or not all(_is_left(*each) for each in self._left):
-            return False
-        if self._sample is None:
+        left = {p for p, _, _ in self._left}
+        if not left or parameters != left or not all(_is_left(*each) for each in self._left):
             return False
         p, sample = self._sample
         return bool(sample.any()) and torch.equal(_sample(p.grad), sample)

@@ -206,6 +206,7 @@ class Votes:
         self.monitor.restart(self._voter(), collectives.size)
         self.pipeline.in_backward = self.options.early and not self.scaling.used
         self._number = 0
+        self._members.take_in()
         self._renew_buckets()
         self._agreed = True
 
@@ -239,7 +240,6 @@ class Votes:
 
     def _renew_buckets(self):
         """Has votes on what is trained now, and on nothing that was before. All ranks have agreed on it."""
-        self._members.take_in()
         self._optimizer.drop_vote_states([slot.parameter for slot in self.pipeline.slots if slot.group is None])
         self.pipeline.replace(self._buckets_of(self._members.renew()))
         self.pipeline.notice = False
