@@ -55,7 +55,6 @@ def assert_equal(left, right):
     assert MPI.COMM_WORLD.allgather(equal(left, right)) == [True] * SIZE
 
 
-@pytest.mark.quick
 @pytest.mark.ranks(1, 3)  # alone too
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_file_resumes_all_ranks_bit_exactly(kind, path):
@@ -104,6 +103,7 @@ def test_a_set_of_ranks_saves_and_loads_by_its_own_numbers(kind, path):
         assert both[0] != both[1]
 
 
+@pytest.mark.quick
 def test_what_rank_0_saved_alone_gives_all_its_momentum(path):
     net = trained("Signum")
     if RANK == 0:

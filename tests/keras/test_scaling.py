@@ -26,7 +26,6 @@ def stepper(optimizer, x):
     return tf.function(lambda g: optimizer.apply([g * optimizer.dynamic_scale], [x]))
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("bad", [np.nan, np.inf], ids=["nan", "inf"])
 @pytest.mark.parametrize("make", [lambda: SGD(1.0), lambda: hvs.Signum(1.0, 0.5)], ids=["SGD", "Signum"])
 def test_a_rank_that_always_overflows_is_outvoted(make, bad):

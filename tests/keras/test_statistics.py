@@ -61,7 +61,6 @@ def assert_equal(got, wanted):
     np.testing.assert_equal(got._asdict(), wanted._asdict())
 
 
-@pytest.mark.quick
 @pytest.mark.ranks(1, 2, 3)  # even numbers tie
 @pytest.mark.parametrize("abstain", [True, False])
 @pytest.mark.parametrize("transport", ["exchange", "counts"])
