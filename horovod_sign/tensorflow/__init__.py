@@ -14,7 +14,7 @@ try:
 except ImportError as error:
     raise ImportError(advice.for_tensorflow(error)) from error
 
-from horovod_sign.tensorflow.broadcast import broadcast_variables
+from horovod_sign.tensorflow.broadcasting import broadcast_variables
 from horovod_sign.tensorflow.compression import Compression
 from horovod_sign.tensorflow.tape import DistributedGradientTape
 

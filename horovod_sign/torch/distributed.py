@@ -9,7 +9,7 @@ import torch
 
 from horovod_sign.rules import Rule, choose_rule
 from horovod_sign.statistics import VoteStatistics
-from horovod_sign.torch import broadcast, checkpoints
+from horovod_sign.torch import broadcasting, checkpoints
 from horovod_sign.torch.agreement import tell
 from horovod_sign.torch.arguments import (
     check_arguments,
@@ -347,9 +347,9 @@ class _VotesAsGradients:
 
     def state_dict(self) -> dict:
         """The optimizer's, and under "horovod_sign" the momentum that this rank votes by, if there is one."""
-        root = broadcast.asking_root()
+        root = broadcasting.asking_root()
         if root is not None:
-            return broadcast.broadcast_state(self, root, [self.state, self._sign_states])
+            return broadcasting.broadcast_state(self, root, [self.state, self._sign_states])
         parameters = [p for group in self.param_groups for p in group["params"]]
         votes_by = {i: dict(self._sign_states[p]) for i, p in enumerate(parameters) if p in self._sign_states}
         return {**self._base.state_dict(self), "horovod_sign": votes_by}

@@ -8,7 +8,7 @@ Algorithm 1).
 import torch
 
 from horovod_sign import rules
-from horovod_sign.torch import broadcast
+from horovod_sign.torch import broadcasting
 from horovod_sign.torch.foreign import load_own
 
 
@@ -45,8 +45,8 @@ class SignOptimizer(torch.optim.Optimizer):
         return loss
 
     def state_dict(self) -> dict:
-        root = broadcast.asking_root()
-        return super().state_dict() if root is None else broadcast.broadcast_state(self, root, [self.state])
+        root = broadcasting.asking_root()
+        return super().state_dict() if root is None else broadcasting.broadcast_state(self, root, [self.state])
 
     def load_state_dict(self, state_dict: dict):
         if not load_own(self, super().load_state_dict, state_dict, self._state_names):

@@ -9,7 +9,7 @@ from keras_tasks import assert_replicas_identical
 from ranks import RANK, SIZE
 
 import horovod_sign.tensorflow.keras as hvs
-from horovod_sign.tensorflow import broadcast
+from horovod_sign.tensorflow import broadcasting
 
 RANKS = (2,)  # one gives, one takes
 
@@ -54,7 +54,7 @@ def test_in_pieces(piece, in_graph, monkeypatch):
 
     hvd_broadcast = hvd.broadcast
     monkeypatch.setattr(hvd, "broadcast", spy)
-    monkeypatch.setattr(broadcast, "PIECE", piece, raising=False)
+    monkeypatch.setattr(broadcasting, "PIECE", piece, raising=False)
     variables = make(RANK)
 
     def share():

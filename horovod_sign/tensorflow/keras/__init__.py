@@ -17,7 +17,7 @@ except ImportError as error:
 if (_wrong := advice.for_backend(keras.__version__, keras.backend.backend())) is not None:
     raise ImportError(_wrong)
 
-from horovod_sign.tensorflow.broadcast import broadcast_variables
+from horovod_sign.tensorflow.broadcasting import broadcast_variables
 from horovod_sign.tensorflow.compression import Compression
 from horovod_sign.tensorflow.keras import callbacks, elastic
 from horovod_sign.tensorflow.keras.distributed import DistributedOptimizer

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from horovod_sign.momenta import of_rank
-from horovod_sign.tensorflow.broadcast import parts_of
+from horovod_sign.tensorflow.broadcasting import parts_of
 from horovod_sign.tensorflow.keras.distributed import is_distributed, step_of
 
 

@@ -9,7 +9,7 @@ import warnings
 import horovod.tensorflow as hvd
 import numpy as np
 
-from horovod_sign.tensorflow.broadcast import broadcast_variables
+from horovod_sign.tensorflow.broadcasting import broadcast_variables
 from horovod_sign.tensorflow.keras import models
 from horovod_sign.tensorflow.keras.distributed import is_distributed
 from horovod_sign.tensorflow.keras.momenta import Momenta, shared_variables
