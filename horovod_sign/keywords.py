@@ -1,23 +1,56 @@
-"""Keywords of Horovod that a vote cannot have; where they are as Horovod has them by default, they ask for nothing."""
+"""Horovod's keywords: what a vote cannot have is refused; what means nothing for a vote asks for nothing."""
 
 _DEFAULTS = {"gradient_predivide_factor": 1.0, "num_groups": 0, "groups": None}
+_OPS = ("Average", "Sum", "Adasum", "Min", "Max", "Product")
+_ALIKE = ("Average", "Sum")  # the sign of an average is that of the sum
 
 
-def check_keywords(wrapper: str, given: dict, without_effect: frozenset[str] = frozenset()):
+def check_keywords(wrapper: str, given: dict, hvd, without_effect: frozenset[str] = frozenset()):
     """Raises TypeError, in one sentence, for keywords that ask for what a vote cannot have.
 
     Args:
         wrapper: which was given them, for the message.
         given: those that it does not know.
+        hvd: Horovod for the framework, whose ops are known by name.
         without_effect: names of those that mean nothing for a vote, whatever they are.
     """
-    refused = [name for name, value in given.items() if name not in without_effect and not _is_default(name, value)]
+    refused = [
+        _described(name, value, hvd)
+        for name, value in given.items()
+        if name not in without_effect and not _asks_for_nothing(name, value, hvd)
+    ]
     if refused:
         raise TypeError(
-            f"hvs.{wrapper} has no {', '.join(refused)}: a vote is neither a sum nor an average and makes its own "
-            "groups; leave them out"
+            f"hvs.{wrapper} has no {', '.join(refused)}: a vote is the sign of a sum, which is that of the average too "
+            "(op may be Average or Sum, without a difference), and makes its own groups; leave them out"
         )
 
 
-def _is_default(name: str, value) -> bool:
+def without_horovods_default(compression, horovods):
+    """The compression that a wrapper was given, which may be Horovod's default by name, as scripts have it.
+
+    Args:
+        compression: ours, None, or Horovod's `Compression.none`, which asks for nothing: None.
+        horovods: Horovod's `Compression` for the framework.
+    """
+    return None if compression is horovods.none else compression
+
+
+def wrong_compression(compression) -> TypeError:
+    """The error about a compression that is not ours."""
+    return TypeError(
+        "compression must be hvs.Compression.signsgd() or hvs.Compression.signum() (or Horovod's default, "
+        f"Compression.none, or left out: votes on what the optimizer says itself, or else on gradients), got "
+        f"{compression!r}: there is no way not to vote"
+    )
+
+
+def _asks_for_nothing(name: str, value, hvd) -> bool:
+    if name == "op":
+        return value is None or value in [getattr(hvd, op) for op in _ALIKE if hasattr(hvd, op)]
     return name in _DEFAULTS and (value is None if _DEFAULTS[name] is None else value == _DEFAULTS[name])
+
+
+def _described(name: str, value, hvd) -> str:
+    ops = [op for op in _OPS if name == "op" and getattr(hvd, op, None) == value]
+    return f"op={ops[0]}" if ops else name

@@ -1,4 +1,9 @@
-"""The TensorFlow adapter: `import horovod_sign.tensorflow as hvs` beside `import horovod.tensorflow as hvd`.
+"""The TensorFlow adapter: all that `horovod.tensorflow` has, with votes in place of its sums.
+
+-   import horovod.tensorflow as hvd
++   import horovod_sign.tensorflow as hvd
+
+Or beside it, as `hvs`:
 
 -   tape = hvd.DistributedGradientTape(tape)
 +   tape = hvs.DistributedGradientTape(tape, compression=hvs.Compression.signum())
@@ -9,13 +14,24 @@ For Keras models see `horovod_sign.tensorflow.keras`.
 from horovod_sign.tensorflow import advice
 
 try:
-    import horovod.tensorflow  # noqa: F401
+    import horovod.tensorflow
     import tensorflow  # noqa: F401
 except ImportError as error:
     raise ImportError(advice.for_tensorflow(error)) from error
 
+from horovod_sign.adopted import adopt
+from horovod_sign.tensorflow import elastic
 from horovod_sign.tensorflow.broadcasting import broadcast_variables
 from horovod_sign.tensorflow.compression import Compression
 from horovod_sign.tensorflow.tape import DistributedGradientTape
+from horovod_sign.tensorflow.wrappers import DistributedOptimizer, PartialDistributedGradientTape
 
-__all__ = ["Compression", "DistributedGradientTape", "broadcast_variables"]
+__all__ = [
+    "Compression",
+    "DistributedGradientTape",
+    "DistributedOptimizer",
+    "PartialDistributedGradientTape",
+    "broadcast_variables",
+    "elastic",
+]
+__all__ += adopt(globals(), horovod.tensorflow, __all__)

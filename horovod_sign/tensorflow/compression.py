@@ -93,8 +93,11 @@ class _Context(NamedTuple):
     words: tf.Tensor
 
 
-class Compression:
-    """The compressions, made as in `hvs.DistributedGradientTape(tape, compression=hvs.Compression.signum())`."""
+class Compression(hvd.Compression):
+    """The compressions, made as in `hvs.DistributedGradientTape(tape, compression=hvs.Compression.signum())`.
+
+    Horovod's own, `none` and `fp16`, are here too: for its other functions, and where a script names the default.
+    """
 
     @staticmethod
     def signsgd(abstain: bool = True) -> SignCompressor:

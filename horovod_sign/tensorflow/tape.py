@@ -5,6 +5,7 @@ import weakref
 import horovod.tensorflow as hvd
 import tensorflow as tf
 
+from horovod_sign.keywords import without_horovods_default
 from horovod_sign.tensorflow import scaled_losses
 from horovod_sign.tensorflow.checks import check_arguments
 from horovod_sign.tensorflow.compression import Compression, SignCompressor
@@ -37,7 +38,8 @@ def DistributedGradientTape(
 
     Args:
         gradtape: the tape, of which `gradient` is called once for all variables of a step.
-        compression: `Compression.signsgd()` (default) or `Compression.signum()`.
+        compression: `Compression.signsgd()` (default, also under Horovod's name for it, `Compression.none`) or
+            `Compression.signum()`.
         sparse_as_dense: has no effect: sparse gradients (`tf.IndexedSlices`) are always voted on, and returned, dense.
         process_set: Horovod's, of the ranks that vote.
         abstain: zeros, NaN and ties are 0 (True) or +1 (False).
@@ -45,6 +47,8 @@ def DistributedGradientTape(
             `horovod_sign.voting.choice`.
         backward_passes_per_step: votes are on the mean gradient of so many calls of `gradient`; the calls between
             return zeros.
+        unsupported: Horovod's other keywords, if they ask for nothing that a vote cannot have: op=Average or op=Sum,
+            which a vote does not tell apart, devices, and groups and the like as they are by default.
 
     Returns:
         A tape. Its `gradient` returns the structure of `sources`. A source without a gradient on this rank (None)
@@ -54,10 +58,10 @@ def DistributedGradientTape(
         that it divides by: give them to that optimizer. A rank that overflows abstains, and lowers its own scale.
 
     Raises:
-        TypeError: an argument of Horovod's that a vote cannot have (op; groups and the like, unless it is Horovod's
-            default).
+        TypeError: an argument of Horovod's that a vote cannot have (op=Adasum and the like; groups; ...).
         ValueError: Horovod not initialized, bad options; in `gradient`: the ranks' variables differ.
     """
+    compression = without_horovods_default(compression, hvd.Compression)
     check_arguments(
         "DistributedGradientTape", compression, backward_passes_per_step, process_set, transport, unsupported
     )

@@ -1,18 +1,25 @@
-"""The PyTorch adapter: `import horovod_sign.torch as hvs` beside `import horovod.torch as hvd`.
+"""The PyTorch adapter: all that `horovod.torch` has, with votes in place of its sums.
+
+-   import horovod.torch as hvd
++   import horovod_sign.torch as hvd
+
+Or beside it, as `hvs`:
 
 -   optimizer = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), 0.1), model.named_parameters())
 +   optimizer = hvs.DistributedOptimizer(hvs.Signum(model.parameters(), 0.001), model.named_parameters())
 """
 
 try:
-    import horovod.torch  # noqa: F401
+    import horovod.torch
     import torch  # noqa: F401
+    from horovod.torch import global_process_set  # noqa: F401  (lacking where Horovod has no library for PyTorch)
 except ImportError as error:
     raise ImportError(
         f"horovod_sign.torch needs PyTorch and a Horovod built for it ({error}): pip install torch, then "
         "HOROVOD_WITH_PYTORCH=1 pip install --no-build-isolation horovod"
     ) from error
 
+from horovod_sign.adopted import adopt
 from horovod_sign.statistics import VoteStatistics
 from horovod_sign.torch import adversaries, elastic
 from horovod_sign.torch.checkpoints import gather_state_dict
@@ -32,3 +39,4 @@ __all__ = [
     "gather_state_dict",
     "node_process_sets",
 ]
+__all__ += adopt(globals(), horovod.torch, __all__)

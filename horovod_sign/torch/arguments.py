@@ -46,7 +46,7 @@ def check_arguments(optimizer, passes, process_set, transport, bucket_cap_mb, gr
             f"process_set must be a horovod.torch.ProcessSet, got {process_set!r}: if it is Horovod's op, given by "
             "position, leave it out, since a vote is neither a sum nor an average, and give what follows it by keyword"
         )
-    check_keywords("DistributedOptimizer", unsupported)
+    check_keywords("DistributedOptimizer", unsupported, hvd)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
     if hasattr(optimizer, "vote_statistics"):

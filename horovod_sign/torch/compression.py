@@ -86,8 +86,11 @@ def check_summed(words: np.ndarray, own: np.ndarray | None):
         )
 
 
-class Compression:
-    """The compressions, made as in `hvs.DistributedOptimizer(optimizer, compression=hvs.Compression.signum())`."""
+class Compression(hvd.Compression):
+    """The compressions, made as in `hvs.DistributedOptimizer(optimizer, compression=hvs.Compression.signum())`.
+
+    Horovod's own, `none` and `fp16`, are here too: for its other functions, and where a script names the default.
+    """
 
     @staticmethod
     def signsgd(abstain: bool = True) -> SignCompressor:

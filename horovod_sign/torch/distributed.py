@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import horovod.torch as hvd
 import torch
 
+from horovod_sign.keywords import without_horovods_default, wrong_compression
 from horovod_sign.rules import Rule, choose_rule
 from horovod_sign.statistics import VoteStatistics
 from horovod_sign.torch import broadcasting, checkpoints
@@ -77,8 +78,9 @@ def DistributedOptimizer(
         optimizer: a torch optimizer that no other DistributedOptimizer wraps. Its state is kept. Use the returned one
             from then on.
         named_parameters: `model.named_parameters()`, for error messages and agreement between ranks.
-        compression: `Compression.signsgd()` or `Compression.signum()`. Default: what `SignSGD` or `Signum` say
-            themselves; around any other optimizer, signsgd. There is no way not to vote.
+        compression: `Compression.signsgd()` or `Compression.signum()`. Default, also under Horovod's name for it,
+            `Compression.none`: what `SignSGD` or `Signum` say themselves; around any other optimizer, signsgd. There is
+            no way not to vote.
         backward_passes_per_step: backward passes whose gradients are summed before a vote.
         process_set: Horovod's, of the ranks that vote.
         abstain: zeros, NaN and ties are 0 (True), or +1 (False), which saves the bits that tell them apart: a third of
@@ -105,6 +107,8 @@ def DistributedOptimizer(
         check_replicas: every how many steps, the first among them, the ranks compare the options of their parameter
             groups (learning rate, decay, momentum, ...) and checksums of their parameters, and are warned if these
             differ; 0: never. It costs a millisecond or two.
+        unsupported: Horovod's other keywords, if they ask for nothing that a vote cannot have: op=Average or op=Sum,
+            which a vote does not tell apart, and groups and the like as they are by default.
 
     Returns:
         An optimizer of a subclass of the class of `optimizer`, with Horovod's `synchronize()` and `skip_synchronize()`.
@@ -113,8 +117,8 @@ def DistributedOptimizer(
         the bits.
 
     Raises:
-        TypeError: an argument of Horovod's that a vote cannot have (op; groups and the like, unless it is Horovod's
-            default); parameters that have no kernel.
+        TypeError: an argument of Horovod's that a vote cannot have (op=Adasum and the like; groups; ...);
+            parameters that have no kernel.
         ValueError: Horovod not initialised; an optimizer that is already wrapped; ranks that differ; bad options.
             Either is raised on all ranks if one of them has a reason, and so is whatever else goes wrong on one.
     """
@@ -158,11 +162,9 @@ def DistributedOptimizer(
 
 
 def _chosen_rule(optimizer, compression: SignCompressor | None) -> Rule:
+    compression = without_horovods_default(compression, hvd.Compression)
     if compression is not None and not isinstance(compression, SignCompressor):
-        raise TypeError(
-            f"compression must be hvs.Compression.signsgd() or hvs.Compression.signum(), got {compression!r}: there is "
-            "no way not to vote; leave it out for votes on what the optimizer says itself, or else on gradients"
-        )
+        raise wrong_compression(compression)
     own = optimizer.rule(optimizer.param_groups[0]) if isinstance(optimizer, SignOptimizer) else None
     return choose_rule(own, compression.rule if compression is not None else None, type(optimizer).__name__)
 

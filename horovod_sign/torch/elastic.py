@@ -5,6 +5,8 @@
     @hvd.elastic.run
     def train(state): ...
 
+Everything else that `horovod.torch.elastic` has is here too.
+
 After a reset the votes are among the new ranks. Each rank that was there before keeps its own momentum (after a
 failure, that of its last commit); one that joins starts from the mean of theirs, and with rank 0's parameters.
 """
@@ -12,6 +14,11 @@ failure, that of its last commit); one that joins starts from the mean of theirs
 import horovod.torch as hvd
 import horovod.torch.elastic
 import torch
+
+from horovod_sign.adopted import adopt
+
+__all__ = ["TorchState"]
+__all__ += adopt(globals(), horovod.torch.elastic, __all__)
 
 
 class TorchState(horovod.torch.elastic.TorchState):

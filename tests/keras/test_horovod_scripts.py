@@ -3,6 +3,7 @@
 import horovod.tensorflow as hvd
 import keras
 import keras_tasks as tasks
+import numpy as np
 import pytest
 import tensorflow as tf
 from ranks import RANK
@@ -20,6 +21,8 @@ NOTHING = {
     "gradient_predivide_factor": 1.0,
     "num_groups": 0,
     "groups": None,
+    "op": hvd.Average,
+    "compression": hvd.Compression.none,
 }
 
 
@@ -38,11 +41,86 @@ def test_keywords_that_mean_nothing_for_a_vote_are_taken():
     with tf.GradientTape() as tape:
         y = tf.reduce_sum(x * x)
     assert hvs_tf.DistributedGradientTape(tape, **of_tape).gradient(y, x).numpy().tolist() == [1.0, -1.0]
-    for name, value in [("gradient_predivide_factor", 2.0), ("num_groups", 2), ("groups", [[x]]), ("op", hvd.Average)]:
+    for name, value in [("gradient_predivide_factor", 2.0), ("num_groups", 2), ("groups", [[x]]), ("op", 99)]:
         with pytest.raises(TypeError, match=f"hvs.DistributedOptimizer has no {name}: "):
             hvs.DistributedOptimizer(hvs.SignSGD(0.01), **{**NOTHING, name: value})
         with pytest.raises(TypeError, match=f"hvs.DistributedGradientTape has no {name}: "):
             hvs_tf.DistributedGradientTape(tape, **{**of_tape, name: value})
+    for name in ("Adasum", "Min", "Max", "Product"):
+        with pytest.raises(TypeError, match=f"hvs.DistributedOptimizer has no op={name}: "):
+            hvs.DistributedOptimizer(hvs.SignSGD(0.01), op=getattr(hvd, name))
+        with pytest.raises(TypeError, match=f"hvs.DistributedGradientTape has no op={name}: "):
+            hvs_tf.DistributedGradientTape(tape, op=getattr(hvd, name))
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("op", ["Average", "Sum"])
+@pytest.mark.parametrize("package", [hvs_tf, hvs], ids=["tensorflow", "tensorflow.keras"])
+def test_a_keras_script_whose_import_alone_was_changed(package, op):
+    """All of it by one name, with Horovod's keywords; it steps as the same optimizer does beside Horovod's import."""
+
+    def script(package, callbacks, rank, size, **keywords):
+        net = tasks.model()
+        net.set_weights([w + rank() for w in net.get_weights()])
+        optimizer = package.DistributedOptimizer(keras.optimizers.Adam(0.01 * size()), **keywords)
+        callbacks = [
+            callbacks.BroadcastGlobalVariablesCallback(0),
+            callbacks.MetricAverageCallback(),
+            callbacks.LearningRateWarmupCallback(initial_lr=0.01 * size(), warmup_epochs=1, verbose=0),
+        ]
+        tasks.fit(net, optimizer, callbacks)
+        tasks.assert_replicas_identical(tasks.values(net))
+        return [value.tobytes() for value in tasks.values(net)]
+
+    keywords = {**NOTHING, "average_aggregated_gradients": False, "op": getattr(hvd, op)}
+    by_one_name = script(package, hvs.callbacks, package.rank, package.size, **keywords)
+    assert by_one_name == script(hvs, hvs.callbacks, hvd.rank, hvd.size)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("wrapper", ["DistributedGradientTape", "PartialDistributedGradientTape"])
+def test_a_loop_whose_import_alone_was_changed(wrapper):
+    """As Horovod's example: broadcast after the first batch, metrics by allreduce."""
+
+    def script(hvd, wrap, **keywords):
+        net, optimizer = tasks.model(), keras.optimizers.SGD(0.01 * hvd.size())
+        net.set_weights([w + hvd.rank() for w in net.get_weights()])
+        x, y = tasks.data(hvd.rank())
+
+        @tf.function
+        def step(first):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(tf.square(y - net(x, training=True)))
+            tape = wrap(tape, **keywords)
+            optimizer.apply_gradients(
+                zip(tape.gradient(loss, net.trainable_variables), net.trainable_variables, strict=True)
+            )
+            if first:
+                hvs_tf.broadcast_variables(net.variables, root_rank=0)
+                hvs_tf.broadcast_variables(optimizer.variables, root_rank=0)
+            return loss
+
+        losses = [float(step(number == 0)) for number in range(3)]
+        mean = hvd.allreduce(tf.constant(losses[-1]), name="loss")
+        assert np.isfinite(float(mean))
+        tasks.assert_replicas_identical(tasks.values(net))
+        return [value.tobytes() for value in tasks.values(net)]
+
+    by_one_name = script(hvs_tf, getattr(hvs_tf, wrapper), op=hvs_tf.Sum, compression=hvs_tf.Compression.none)
+    assert by_one_name == script(hvd, hvs_tf.DistributedGradientTape)
+
+
+def test_wrappers_of_what_cannot_vote_are_one_sentence():
+    """Horovod's would average there, and with Keras 3 reduce nothing."""
+    net = tasks.model()
+    with tf.GradientTape() as tape:
+        tf.reduce_sum(net.trainable_variables[0].value)
+    with pytest.raises(NotImplementedError, match=r"votes are on all sources"):
+        hvs_tf.PartialDistributedGradientTape(tape, local_layers=net.layers)
+    with pytest.raises(TypeError, match=r"GradientDescentOptimizer of TensorFlow 1: take one of keras\.optimizers"):
+        hvs_tf.DistributedOptimizer(tf.compat.v1.train.GradientDescentOptimizer(0.1))
+    with pytest.raises(TypeError, match=r"no legacy_opts: Keras 3 has no legacy optimizers"):
+        hvs.load_model("model.keras", legacy_opts=True)
 
 
 def test_variables_broadcast_with_horovods_keyword():
@@ -75,6 +153,8 @@ def test_load_model_with_an_optimizer_of_ones_own(tmp_path):
     net.save(path)
     loaded = hvs.load_model(path, custom_optimizers=[Halved])
     assert isinstance(loaded.optimizer, Halved) and loaded.optimizer.vote_statistics().step == 0
+    in_horovods_order = hvs.load_model(path, [Halved], {}, compression=hvs.Compression.none, legacy_opts=False)
+    assert isinstance(in_horovods_order.optimizer, Halved) and in_horovods_order.optimizer.vote_statistics().step == 0
     loaded = hvs.load_model(path, custom_objects={"Halved": Halved}, custom_optimizers=[])
     assert isinstance(loaded.optimizer, Halved)
 

@@ -145,7 +145,7 @@ ERRORS = {
         lambda: hvs.DistributedOptimizer(hvs.SignSGD(0.1), compression=hvd.Compression.fp16),
         "no way not to vote",
     ),
-    "horovod's argument": (lambda: hvs.DistributedOptimizer(hvs.SignSGD(0.1), op=hvd.Sum), "has no op"),
+    "horovod's argument": (lambda: hvs.DistributedOptimizer(hvs.SignSGD(0.1), op=hvd.Product), "has no op=Product"),
     "transport": (lambda: hvs.DistributedOptimizer(hvs.SignSGD(0.1), transport="pigeon"), "transport must be"),
     "passes": (lambda: hvs.DistributedOptimizer(hvs.SignSGD(0.1), backward_passes_per_step=0), "at least 1"),
     "elastic, not built": (

@@ -189,6 +189,9 @@ def test_tapes_that_are_refused():
         y = 2 * x
     with pytest.raises(ValueError, match="take gradients by variables only"):
         hvs.DistributedGradientTape(tape, compression=hvs.Compression.signum()).gradient(y, [x])
-    for options, words in (({"op": hvd.Sum}, "has no op"), ({"backward_passes_per_step": True + 0.5}, "an integer of")):
+    for options, words in (
+        ({"op": hvd.Max}, "has no op=Max"),
+        ({"backward_passes_per_step": True + 0.5}, "an integer of"),
+    ):
         with pytest.raises((TypeError, ValueError), match=words):
             hvs.DistributedGradientTape(tape, **options)

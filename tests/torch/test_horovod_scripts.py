@@ -21,13 +21,43 @@ def wrapped(optimizer, **options):
 def test_keywords_that_ask_for_nothing_are_taken():
     """Horovod's example gives its defaults by name. What asks for something is refused, by its name alone."""
     net, nothing = tasks.model(), {"gradient_predivide_factor": 1.0, "num_groups": 0, "groups": None}
+    nothing |= {"op": hvd.Average, "compression": hvd.Compression.none, "sparse_as_dense": False}
     optimizer = wrapped(hvs.SignSGD(net.parameters(), 0.01), named_parameters=net.named_parameters(), **nothing)
     tasks.train(net, optimizer, range(2))
     tasks.assert_replicas_identical(net)
     groups = [list(net.parameters())]
-    for name, value in [("gradient_predivide_factor", 2.0), ("num_groups", 2), ("groups", groups), ("op", hvd.Average)]:
-        with pytest.raises(TypeError, match=f"has no {name}: "):
+    ops = [(f"op={name}", "op", getattr(hvd, name)) for name in ("Adasum", "Min", "Max", "Product")]
+    keywords = [("gradient_predivide_factor", 2.0), ("num_groups", 2), ("groups", groups), ("op", 99)]
+    for words, name, value in [*ops, *((name, name, value) for name, value in keywords)]:
+        with pytest.raises(TypeError, match=f"has no {words}: "):
             wrapped(torch.optim.SGD(net.parameters(), 0.1), **{**nothing, name: value})
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("op", ["Average", "Sum"])
+@pytest.mark.parametrize("kind", ["SGD", "Signum"])
+def test_a_script_whose_import_alone_was_changed(op, kind):
+    """All of it by one name, with Horovod's keywords; it steps as the same optimizer does beside Horovod's import."""
+
+    def script(hvd, **keywords):
+        net = tasks.model(seed=1 + hvd.rank())
+        if kind == "SGD":
+            optimizer = torch.optim.SGD(net.parameters(), lr=0.01 * hvd.size(), momentum=0.9)
+        else:
+            optimizer = hvs.Signum(net.parameters(), lr=0.01)
+        hvd.broadcast_parameters(net.state_dict(), root_rank=0)
+        hvd.broadcast_optimizer_state(optimizer, root_rank=0)
+        optimizer = wrapper(optimizer, named_parameters=net.named_parameters(), **keywords)
+        tasks.train(net, optimizer, range(3))
+        assert hvd.allreduce(torch.tensor(float(hvd.rank())), name="metric").item() == (hvd.size() - 1) / 2
+        assert hvd.allgather_object(hvd.rank()) == list(range(hvd.size()))
+        tasks.assert_replicas_identical(net)
+        return tasks.values(net)
+
+    assert hvs.is_initialized() and hvs.rank() == RANK and hvs.size() == SIZE
+    wrapper = hvs.DistributedOptimizer
+    keywords = {"compression": hvs.Compression.none, "op": getattr(hvs, op), "gradient_predivide_factor": 1.0}
+    tasks.assert_equal_on_all_ranks(script(hvs, **keywords), script(hvd))
 
 
 def test_passes_are_read_and_set_as_horovods():

@@ -308,7 +308,7 @@ def test_mistakes_are_one_clear_sentence():
         with pytest.raises(kind, match=words):
             hvs.DistributedOptimizer(*arguments)
     for options, kind, words in [
-        ({"op": hvd.Average}, TypeError, "has no op"),
+        ({"op": hvd.Min}, TypeError, "has no op=Min"),
         ({"transport": "ring"}, ValueError, "transport must be"),
         ({"backward_passes_per_step": 0}, ValueError, "at least 1"),
         ({"process_set": hvd.ProcessSet([0])}, ValueError, "not registered"),

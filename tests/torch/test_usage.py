@@ -46,12 +46,11 @@ class Undecided:
 
 
 WRONG = {
-    "no compression": ({"compression": hvd.Compression.none}, TypeError, "compression must be hvs.Compression.signsgd"),
     "float16": ({"compression": hvd.Compression.fp16}, TypeError, "compression must be hvs.Compression.signsgd"),
     "not called": ({"compression": hvs.Compression.signum}, TypeError, "compression must be hvs.Compression.signsgd"),
     "op by position": ({"process_set": hvd.Average}, TypeError, "Horovod's op, given by position"),
     "no process set": ({"process_set": "all"}, TypeError, "process_set must be a horovod.torch.ProcessSet"),
-    "op": ({"op": hvd.Sum}, TypeError, "has no op"),
+    "op": ({"op": hvd.Adasum}, TypeError, "has no op=Adasum"),
     "text": ({"bucket_cap_mb": "25"}, TypeError, "bucket_cap_mb must be a number"),
     "infinity": ({"bucket_cap_mb": float("inf")}, ValueError, "bucket_cap_mb must be more than 0 and finite"),
     "undecided": ({"abstain": Undecided()}, RuntimeError, "neither true nor false"),

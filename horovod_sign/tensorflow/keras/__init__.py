@@ -1,4 +1,9 @@
-"""The Keras 3 adapter: `import horovod_sign.tensorflow.keras as hvs` beside `import horovod.tensorflow as hvd`.
+"""The Keras 3 adapter: all that `horovod.tensorflow.keras` has, with votes in place of its sums.
+
+-   import horovod.tensorflow.keras as hvd
++   import horovod_sign.tensorflow.keras as hvd
+
+Or as `hvs`, beside `import horovod.tensorflow as hvd`:
 
 -   optimizer = hvd.DistributedOptimizer(keras.optimizers.SGD(0.1))
 +   optimizer = hvs.DistributedOptimizer(hvs.Signum(0.001))
@@ -17,6 +22,9 @@ except ImportError as error:
 if (_wrong := advice.for_backend(keras.__version__, keras.backend.backend())) is not None:
     raise ImportError(_wrong)
 
+import horovod.tensorflow.keras
+
+from horovod_sign.adopted import adopt
 from horovod_sign.tensorflow.broadcasting import broadcast_variables
 from horovod_sign.tensorflow.compression import Compression
 from horovod_sign.tensorflow.keras import callbacks, elastic
@@ -35,3 +43,4 @@ __all__ = [
     "load_model",
     "save_model",
 ]
+__all__ += adopt(globals(), horovod.tensorflow.keras, __all__)

@@ -4,16 +4,30 @@ import warnings
 import weakref
 
 import horovod.tensorflow as hvd
+import horovod.tensorflow.keras.callbacks
 import keras
 import numpy as np
 
+from horovod_sign.adopted import adopt
 from horovod_sign.statistics import systematic_disagreement
 from horovod_sign.tensorflow.election import check_agreement
 from horovod_sign.tensorflow.keras import models
 from horovod_sign.tensorflow.keras.distributed import election_of
-from horovod_sign.tensorflow.keras.replicas import CheckReplicasCallback, ReplicaCheck  # noqa: F401
+from horovod_sign.tensorflow.keras.replicas import CheckReplicasCallback, ReplicaCheck
 from horovod_sign.tensorflow.keras.saving import check_saving, save_model
 from horovod_sign.tensorflow.keras.starting import Start
+
+__all__ = [
+    "BestModelCheckpoint",
+    "BroadcastGlobalVariablesCallback",
+    "CheckReplicasCallback",
+    "LearningRateScheduleCallback",
+    "LearningRateWarmupCallback",
+    "MetricAverageCallback",
+    "SaveModelCallback",
+    "VoteStatisticsCallback",
+]
+__all__ += adopt(globals(), horovod.tensorflow.keras.callbacks, __all__)
 
 
 class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
@@ -64,6 +78,31 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         self._start = None
+
+
+class BestModelCheckpoint(keras.callbacks.ModelCheckpoint):
+    """`keras.callbacks.ModelCheckpoint` of the best model so far, whose `filepath` is set later, as in Horovod."""
+
+    def __init__(
+        self, monitor="val_loss", verbose=0, save_weights_only=False, mode="auto", save_freq="epoch", filepath=None
+    ):
+        # Keras 3 looks at the name here, and wants an ending.
+        later = "later.weights.h5" if save_weights_only else "later.keras"
+        super().__init__(
+            filepath or later,
+            monitor=monitor,
+            verbose=verbose,
+            save_best_only=True,
+            save_weights_only=save_weights_only,
+            mode=mode,
+            save_freq=save_freq,
+        )
+        self.filepath = filepath
+
+    def on_train_begin(self, logs=None):
+        if self.filepath is None:
+            raise ValueError("BestModelCheckpoint has no filepath: set callback.filepath before fit, or give filepath=")
+        super().on_train_begin(logs)
 
 
 class MetricAverageCallback(keras.callbacks.Callback):

@@ -11,6 +11,7 @@ import horovod.tensorflow as hvd
 import keras
 import tensorflow as tf
 
+from horovod_sign.keywords import without_horovods_default
 from horovod_sign.rules import choose_rule
 from horovod_sign.statistics import VoteStatistics
 from horovod_sign.tensorflow.ballots import all_finite
@@ -62,14 +63,17 @@ def DistributedOptimizer(
     Args:
         optimizer: not wrapped yet. It keeps its state, and itself becomes distributed: the returned object is the same.
         name: renames the optimizer.
-        compression: `Compression.signsgd()` or `Compression.signum()`. Default: what `SignSGD` or `Signum` say
-            themselves; around any other optimizer, signsgd. There is no way not to vote.
+        compression: `Compression.signsgd()` or `Compression.signum()`. Default, also under Horovod's name for it,
+            `Compression.none`: what `SignSGD` or `Signum` say themselves; around any other optimizer, signsgd. There is
+            no way not to vote.
         sparse_as_dense: has no effect: sparse gradients (`tf.IndexedSlices`) are always voted on as dense ones.
         backward_passes_per_step: the same as Keras's `gradient_accumulation_steps`, and sets it.
         process_set: Horovod's, of the ranks that vote.
         abstain: zeros, NaN and ties are 0 (True), or +1 (False).
         transport: "exchange", "counts", or "auto": what costs less for so many coordinates and ranks by
             `horovod_sign.voting.choice`.
+        unsupported: Horovod's other keywords, if they ask for nothing that a vote cannot have: op=Average or op=Sum,
+            which a vote does not tell apart, devices, and groups and the like as they are by default.
 
     Returns:
         `optimizer`, now of a subclass of its class that has the same name and saves and loads as that class. A variable
@@ -78,13 +82,14 @@ def DistributedOptimizer(
         rank (`VoteStatistics`; see also `callbacks.VoteStatisticsCallback`), `optimizer.bytes_sent` what it sent.
 
     Raises:
-        TypeError: an argument of Horovod's that a vote cannot have (op; groups and the like, unless it is Horovod's
-            default); not a Keras 3 optimizer.
+        TypeError: an argument of Horovod's that a vote cannot have (op=Adasum and the like; groups; ...); not a
+            Keras 3 optimizer.
         ValueError: Horovod not initialized; an optimizer that is already wrapped; bad options. In the first step, on
             all ranks: the ranks' variables differ.
     """
     if not isinstance(optimizer, keras.optimizers.Optimizer):
         raise TypeError(f"optimizer must be a Keras 3 optimizer, got {_kind(optimizer)}")
+    compression = without_horovods_default(compression, hvd.Compression)
     check_arguments("DistributedOptimizer", compression, backward_passes_per_step, process_set, transport, unsupported)
     inner = inner_optimizer(optimizer)
     if is_distributed(optimizer) or is_distributed(inner):

@@ -10,36 +10,28 @@ After a reset the votes are among the new ranks. Each rank that was there before
 failure, that of its last commit); one that joins starts from the mean of theirs, and with rank 0's parameters.
 """
 
-import functools
-from contextlib import contextmanager
-
 import horovod.tensorflow as hvd
-import horovod.tensorflow.elastic
+import horovod.tensorflow.keras.elastic
 import keras
 import tensorflow as tf
 from horovod.common.elastic import ObjectState
-from horovod.common.exceptions import HorovodInternalError
 
+from horovod_sign.adopted import adopt
+from horovod_sign.tensorflow.elastic import horovods_failures, run
 from horovod_sign.tensorflow.election import lapse
 from horovod_sign.tensorflow.keras import models
 from horovod_sign.tensorflow.keras.distributed import is_distributed, step_of
 from horovod_sign.tensorflow.keras.starting import all_variables, start_alike
 
-
-def run(func):
-    """Horovod's `elastic.run`, which by itself takes a failed alltoall for the end of the job.
-
-    Args:
-        func: the training, a function of a state and whatever else. A step that a `tf.function` of yours traces must be
-            made inside of it: what has been traced is for the ranks of that time.
-    """
-
-    @functools.wraps(func)
-    def training(state, *args, **kwargs):
-        with _failures():
-            return func(state, *args, **kwargs)
-
-    return horovod.tensorflow.elastic.run(training)
+__all__ = [
+    "CommitStateCallback",
+    "KerasState",
+    "TensorFlowKerasState",
+    "UpdateBatchStateCallback",
+    "UpdateEpochStateCallback",
+    "run",
+]
+__all__ += adopt(globals(), horovod.tensorflow.keras.elastic, __all__)
 
 
 class KerasState(ObjectState):
@@ -87,7 +79,7 @@ class KerasState(ObjectState):
 
     def sync(self):
         """Gives all ranks rank 0's state, except that momenta stay with their ranks."""
-        with _failures():
+        with horovods_failures():
             start_alike(self.model, self._optimizers, root_rank=0)
             super().sync()
         self._save_variables()
@@ -103,6 +95,13 @@ class KerasState(ObjectState):
 
     def _save_variables(self):
         self._saved = [tf.identity(v) for v in all_variables(self.model, self._optimizers)]
+
+
+class TensorFlowKerasState(KerasState):
+    """`KerasState` by the name that Horovod has for loops of one's own. Its `backend` means nothing with Keras 3."""
+
+    def __init__(self, model: keras.Model, optimizer=None, backend=None, **kwargs):
+        super().__init__(model, optimizer, **kwargs)
 
 
 class CommitStateCallback(keras.callbacks.Callback):
@@ -133,26 +132,41 @@ class CommitStateCallback(keras.callbacks.Callback):
         self.state.commit()
 
 
-class UpdateEpochStateCallback(keras.callbacks.Callback):
-    """Keeps `state.epoch`, the number of epochs that are done: give it to `model.fit` as `initial_epoch`.
+class UpdateBatchStateCallback(keras.callbacks.Callback):
+    """Keeps `state.batch`, the number of the latest batch; 0 at the end of an epoch.
 
-    Put it before `CommitStateCallback` in the list.
+    Keras 3 does not let a callback shorten the first epoch after a reset, as Horovod's would: give `fit`
+    `steps_per_epoch` for that, or begin the epoch anew.
     """
 
     def __init__(self, state: KerasState):
         super().__init__()
         self.state = state
 
+    def on_train_batch_end(self, batch, logs=None):
+        self.state.batch = batch
+
     def on_epoch_end(self, epoch, logs=None):
-        self.state.epoch = epoch + 1
+        self.state.batch = 0
 
 
-@contextmanager
-def _failures():
-    """Inside, a Horovod op that fails because a rank is gone raises what elastic Horovod expects."""
-    try:
-        yield
-    except (tf.errors.UnknownError, tf.errors.AbortedError) as error:
-        if "Horovod" in str(error):
-            raise HorovodInternalError(str(error)) from error
-        raise
+class UpdateEpochStateCallback(keras.callbacks.Callback):
+    """Keeps `state.epoch`, the number of epochs that are done. Put it before `CommitStateCallback` in the list.
+
+    Give it to `model.fit` as `initial_epoch`; or, as in Horovod's examples, have `fit` count from 0 after each reset
+    (`epochs=epochs - state.epoch`), and those that were done before are added.
+    """
+
+    def __init__(self, state: KerasState):
+        super().__init__()
+        self.state, self._before = state, 0
+
+    def on_train_begin(self, logs=None):
+        self._before = None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if self._before is None:
+            self._before = self.state.epoch if epoch == 0 else 0
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.state.epoch = (self._before or 0) + epoch + 1

@@ -71,13 +71,20 @@ def load_model(
 
     Args:
         filepath, custom_objects, compile: as in Keras; `safe_mode` may be among the options.
-        custom_optimizers: Horovod's: classes of optimizers, added to the custom objects.
-        **options: of `DistributedOptimizer`, the same as when the model was saved.
+        custom_optimizers: Horovod's: classes of optimizers, added to the custom objects. May also stand second, as in
+            Horovod.
+        **options: of `DistributedOptimizer`, the same as when the model was saved. Horovod's `legacy_opts=False`, which
+            Keras 3 does not have, is taken too.
 
     Raises:
         ValueError: the model was saved without an optimizer; it was saved with momenta for `Compression.signum`, which
             is not among the options.
     """
+    if isinstance(custom_objects, list | tuple):  # Horovod's order: custom_optimizers, custom_objects
+        custom_optimizers, custom_objects = custom_objects, compile if isinstance(compile, dict) else None
+        compile = compile is not False
+    if options.pop("legacy_opts", False):
+        raise TypeError("hvs.load_model has no legacy_opts: Keras 3 has no legacy optimizers; leave it out")
     keras_options = {"safe_mode": options.pop("safe_mode")} if "safe_mode" in options else {}
     custom_objects = {cls.__name__: cls for cls in custom_optimizers or ()} | (custom_objects or {})
     model = keras.saving.load_model(filepath, custom_objects=custom_objects, compile=compile, **keras_options)

@@ -1,0 +1,48 @@
+"""Elastic Horovod for TensorFlow: Horovod's, with a `run` that knows all failures, and a state for Keras 3 models."""
+
+import functools
+from contextlib import contextmanager
+
+import horovod.tensorflow.elastic
+import tensorflow as tf
+from horovod.common.exceptions import HorovodInternalError
+
+from horovod_sign.adopted import adopt
+
+__all__ = ["TensorFlowKerasState", "run"]  # noqa: F822
+__all__ += adopt(globals(), horovod.tensorflow.elastic, __all__)
+
+
+def __getattr__(name: str):
+    if name == "TensorFlowKerasState":  # not before it is asked for: it needs Keras
+        from horovod_sign.tensorflow.keras.elastic import TensorFlowKerasState
+
+        return TensorFlowKerasState
+    raise AttributeError(f"module {__name__} has no attribute {name}")
+
+
+def run(func):
+    """Horovod's `elastic.run`, which by itself takes a failed alltoall for the end of the job.
+
+    Args:
+        func: the training, a function of a state and whatever else. A step that a `tf.function` of yours traces must be
+            made inside of it: what has been traced is for the ranks of that time.
+    """
+
+    @functools.wraps(func)
+    def training(state, *args, **kwargs):
+        with horovods_failures():
+            return func(state, *args, **kwargs)
+
+    return horovod.tensorflow.elastic.run(training)
+
+
+@contextmanager
+def horovods_failures():
+    """Inside, a Horovod op that fails because a rank is gone raises what elastic Horovod expects."""
+    try:
+        yield
+    except (tf.errors.UnknownError, tf.errors.AbortedError) as error:
+        if "Horovod" in str(error):
+            raise HorovodInternalError(str(error)) from error
+        raise

@@ -1,0 +1,48 @@
+"""`import horovod_sign.torch as hvd` has Horovod's names: its own objects, or ours in place of them."""
+
+import importlib
+import types
+
+import horovod.torch
+import names
+
+import horovod_sign.adopted
+import horovod_sign.torch as hvd
+
+REPLACED = {
+    "horovod.torch": {"Compression", "DistributedOptimizer", "compression", "elastic"},
+    "horovod.torch.elastic": {"TorchState"},
+}
+
+
+def test_each_of_horovods_names_is_there():
+    names.assert_all_there(REPLACED, "horovod", "horovod_sign")
+
+
+def test_everything_is_listed():
+    names.assert_listed(hvd, horovod.torch)
+    assert hvd.broadcast is horovod.torch.broadcast  # no module of ours hides a function
+    assert hvd.elastic.ElasticSampler is horovod.torch.elastic.ElasticSampler
+
+
+def test_submodules_are_imported_from_here_too():
+    for name in ("mpi_ops", "functions", "sync_batch_norm", "elastic.sampler"):
+        module = importlib.import_module(f"horovod_sign.torch.{name}")
+        assert module is importlib.import_module(f"horovod.torch.{name}")
+    assert importlib.import_module("horovod_sign.torch.compression").Compression is hvd.Compression
+
+
+def test_horovods_compressions():
+    assert hvd.Compression.none is horovod.torch.Compression.none
+    assert hvd.Compression.fp16 is horovod.torch.Compression.fp16
+
+
+def test_names_that_another_horovod_gains_or_lacks():
+    """Also a function by the name of a module of ours, which must not hide it."""
+    theirs = types.ModuleType("horovod.torch")
+    theirs.newly, theirs.buckets, theirs.elastic = print, len, types.ModuleType("horovod.torch.elastic")
+    theirs.os, theirs._private, theirs.Compression = types.ModuleType("os"), 1, object()
+    namespace = {"__name__": "horovod_sign.torch", "__path__": hvd.__path__, "Compression": hvd.Compression}
+    assert horovod_sign.adopted.adopt(namespace, theirs, ["Compression"]) == ["buckets", "newly"]
+    assert namespace["newly"] is print and namespace["buckets"] is len
+    assert namespace["Compression"] is hvd.Compression and "elastic" not in namespace
