@@ -53,6 +53,10 @@ def test_everything_is_listed():
     assert hvd.keras is hvd_keras
 
 
+def test_the_documentation_has_them():
+    names.assert_documented(REPLACED)
+
+
 def test_submodules_are_imported_from_here_too():
     for name in ("mpi_ops", "functions", "sync_batch_norm"):
         module = importlib.import_module(f"horovod_sign.tensorflow.{name}")

@@ -1,6 +1,12 @@
 """Horovod's public names against ours."""
 
 import importlib
+import importlib.metadata
+import re
+import types
+from pathlib import Path
+
+import pytest
 
 from horovod_sign.adopted import public_names
 
@@ -33,3 +39,34 @@ def assert_listed(adapter, horovods):
     namespace = {}
     exec(f"from {adapter.__name__} import *", namespace)
     assert set(adapter.__all__) <= set(namespace)
+
+
+def assert_documented(modules):
+    """The tables of docs/coming-from-horovod.md tell, for each name, whether it is Horovod's, ours or new."""
+    if importlib.metadata.version("horovod") != "0.28.1":
+        pytest.skip("the tables are of Horovod 0.28.1")
+    sections = _sections()
+    for module in modules:
+        horovods = importlib.import_module(module)
+        adapter = importlib.import_module(module.replace("horovod", "horovod_sign", 1))
+        names = {name for name in public_names(horovods) if not _is_left_out(name, getattr(horovods, name))}
+        same = {name for name in names if getattr(adapter, name) is getattr(horovods, name)}
+        new = set(adapter.__all__) - set(public_names(horovods))
+        expected = {"Horovod's": same, "ours": names - same, "new": new}
+        told = sections[module]
+        for whose, there in expected.items():
+            assert told.get(whose, set()) == there, f"{whose} in {module}"
+
+
+def _is_left_out(name: str, value) -> bool:
+    return isinstance(value, types.ModuleType) and name not in ("elastic", "callbacks")
+
+
+def _sections() -> dict[str, dict[str, set[str]]]:
+    """Names of each module by whose they are, as the document has them."""
+    text = (Path(__file__).resolve().parents[2] / "docs" / "coming-from-horovod.md").read_text()
+    found = {}
+    for module, body in re.findall(r"^### `([\w.]+)`\n(.*?)(?=^##|\Z)", text, re.MULTILINE | re.DOTALL):
+        for names, whose in re.findall(r"^\| (`[^|]*`) \| ([\w']+) \|", body, re.MULTILINE):
+            found.setdefault(module, {}).setdefault(whose, set()).update(re.findall(r"`(\w+)`", names))
+    return found
