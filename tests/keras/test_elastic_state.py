@@ -11,6 +11,7 @@ from mpi4py import MPI
 from ranks import RANK, SIZE
 
 import horovod_sign.tensorflow.keras as hvs
+from horovod_sign.tensorflow.elastic import horovods_failures
 from horovod_sign.tensorflow.keras import elastic
 from horovod_sign.tensorflow.keras.momenta import Momenta
 
@@ -116,10 +117,36 @@ def test_how_often_is_committed():
 @pytest.mark.ranks(1)  # an error that is raised here
 @pytest.mark.parametrize("error", [tf.errors.UnknownError, tf.errors.AbortedError])
 def test_what_is_taken_for_the_loss_of_a_rank(error):
-    with pytest.raises(HorovodInternalError, match="has been shut down"), elastic._failures():
+    with pytest.raises(HorovodInternalError, match="has been shut down"), horovods_failures():
         raise error(None, None, "Horovod has been shut down")
-    with pytest.raises(error), elastic._failures():
+    with pytest.raises(error), horovods_failures():
         raise error(None, None, "out of memory")
-    with pytest.raises(ValueError), elastic._failures():
+    with pytest.raises(ValueError), horovods_failures():
         raise ValueError("Horovod is not initialized")
     assert hvd.is_initialized()
+
+
+@pytest.mark.parametrize("way", ["initial_epoch", "fewer epochs"])
+def test_epochs_and_batches_are_counted_across_resets(way):
+    """`fit` goes on with the epoch's number, or counts from 0 the epochs that are left, as in Horovod's example."""
+    net = tasks.model()
+    net.compile(hvs.DistributedOptimizer(hvs.SignSGD(0.01)), loss="mse")
+    state = elastic.TensorFlowKerasState(net, backend=None, epoch=0, batch=0)
+    batches = []
+    callbacks = [
+        elastic.UpdateBatchStateCallback(state),
+        keras.callbacks.LambdaCallback(on_batch_end=lambda batch, logs: batches.append((batch, state.batch))),
+        elastic.UpdateEpochStateCallback(state),
+    ]
+    x, y = tasks.data(RANK)
+
+    def fit(until):
+        options = {"initial_epoch": state.epoch, "epochs": until}
+        if way == "fewer epochs":
+            options = {"epochs": until - state.epoch}
+        net.fit(x, y, batch_size=tasks.BATCH, verbose=0, callbacks=callbacks, **options)
+
+    for until in (2, 3, 5):  # a reset in between
+        fit(until)
+        assert (state.epoch, state.batch) == (until, 0)
+    assert len(batches) == 5 * tasks.ROWS // tasks.BATCH and all(batch == noted for batch, noted in batches)
