@@ -19,6 +19,7 @@ from horovod_sign.tensorflow import farewell, messages
 from horovod_sign.tensorflow.ballots import momentum_packer, packer, unpacker
 from horovod_sign.tensorflow.collectives import carry_out
 from horovod_sign.tensorflow.statistics import Counters, count, count_nans
+from horovod_sign.tensorflow.variables import common_name
 from horovod_sign.voting.agreement import disagreement, encode_record
 from horovod_sign.voting.choice import choose
 from horovod_sign.voting.messages import Planes
@@ -228,8 +229,7 @@ class Election:
             lines = [
                 f"rule {self.rule}, abstain={self.abstain}, transport={self._transport!r}, {len(variables)} variables"
             ]
-            # By the last of their names: the layers of a loaded model are not called as those of one that was built.
-            names = [label.rsplit("/", 1)[-1] for label in labels]
+            names = map(common_name, labels)
             lines += [f"{name} {v.dtype.name} {v.shape}" for name, v in zip(names, variables, strict=True)]
             error = error or self._invalid(variables, labels)
             ranks = self._process_set.process_set_id

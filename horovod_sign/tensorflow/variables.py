@@ -1,4 +1,6 @@
-"""Variables of our own, which belong to no traced function, wherever the trace is that first needs them."""
+"""Variables of our own, which belong to no traced function, and what variables are called on all ranks."""
+
+import re
 
 import tensorflow as tf
 from tensorflow.python.ops.resource_variable_ops import ResourceVariable
@@ -12,3 +14,12 @@ def variable(value, dtype: tf.DType | None = None, name: str | None = None) -> t
     """
     with tf.init_scope():
         return ResourceVariable(value, trainable=False, dtype=dtype, name=name)
+
+
+def common_name(path: str) -> str:
+    """What a variable is called on all ranks that have built the same model, for comparisons between them.
+
+    The last of its names, since the layers of a loaded model are not called as those of one that was built; and
+    without the number that Keras gives to a variable without a name, which counts all of this process.
+    """
+    return re.sub(r"^variable_\d+", "variable", path.rsplit("/", 1)[-1])

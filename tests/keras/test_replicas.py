@@ -7,8 +7,10 @@ import keras
 import keras_tasks as tasks
 import numpy as np
 import pytest
+import tensorflow as tf
 from ranks import LAST, RANK, SIZE
 
+import horovod_sign.tensorflow as hvs_tf
 import horovod_sign.tensorflow.keras as hvs
 
 RANKS = (3,)  # the rank that differs is named, and so are two that are alike
@@ -75,3 +77,38 @@ def test_options_that_differ_from_the_start():
             [hvs.callbacks.BroadcastGlobalVariablesCallback(0)],
         )
     assert SIZE == 3 and np.isfinite(tasks.values(net)[0]).all()
+
+
+class Scale(keras.layers.Layer):
+    """Its weight has no name, so that Keras numbers it, among all such of the process."""
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=shape[-1:], initializer="ones")
+
+    def call(self, x):
+        return x * self.scale
+
+
+@pytest.mark.parametrize("way", ["fit", "tape"])
+def test_numbers_that_keras_gives_to_variables_are_each_ranks_own(way):
+    """One that a rank made besides, for example for a metric of its own, is no difference between the models."""
+    if RANK == LAST:
+        keras.Variable(1.0)
+    net = keras.Sequential([keras.Input((4,)), Scale(), keras.layers.Dense(3, kernel_initializer="ones"), Scale()])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        if way == "fit":
+            checks = [hvs.callbacks.BroadcastGlobalVariablesCallback(0), hvs.callbacks.CheckReplicasCallback(every=1)]
+            tasks.fit(net, hvs.DistributedOptimizer(hvs.SignSGD(0.01)), checks)
+        else:
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(net(np.ones((2, 4))))
+            hvs_tf.DistributedGradientTape(tape).gradient(loss, net.trainable_variables)
+    tasks.assert_replicas_identical(tasks.values(net))
+
+
+def test_a_variable_of_another_name_is_a_difference():
+    bias = keras.Variable([1.0], name="bias" if RANK != LAST else "variable_1")
+    optimizer = hvs.DistributedOptimizer(hvs.SignSGD(0.01))
+    with pytest.raises(ValueError, match="differ"):
+        optimizer.apply([tf.constant([1.0])], [bias])

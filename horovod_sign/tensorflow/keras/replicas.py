@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from horovod_sign.tensorflow.keras import models
 from horovod_sign.tensorflow.keras.distributed import inner_optimizer
+from horovod_sign.tensorflow.variables import common_name
 from horovod_sign.voting import replicas
 
 # Bytes of variables that are read for a comparison: a few milliseconds.
@@ -111,6 +112,5 @@ def _checksums(model, number: int):
     for i, start, stop in replicas.parts(sizes, number, CHECKED_BYTES):
         v = variables[i]
         piece = np.ascontiguousarray(v.numpy()).reshape(-1).view(np.uint8)[start:stop]
-        # By the last of its names: the layers of a loaded model are not called as those of one that was built.
-        name = f"the checksum of {v.path.rsplit('/', 1)[-1]} {tuple(v.shape)}"
+        name = f"the checksum of {common_name(v.path)} {tuple(v.shape)}"
         yield replicas.Item("parameters", name, f"{zlib.crc32(piece):08x}")
