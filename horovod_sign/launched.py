@@ -12,6 +12,7 @@ import warnings
 # batch job too, of which there is one.
 _LAUNCHERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 _HOROVODRUN = "HOROVOD_SIZE"  # set over Gloo, and then right
+_RANKS = ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID")
 
 
 def started_together() -> tuple[str, int]:
@@ -45,3 +46,9 @@ def warn_if_alone(size: int):
 @functools.cache
 def _warn(message: str):
     warnings.warn(message, RuntimeWarning, stacklevel=4)
+
+
+def speaks() -> bool:
+    """Whether this process is the first of those that a launcher started, by its word alone: the one that prints."""
+    ranks = [os.environ.get(name, "") for name in _RANKS]
+    return next((int(rank) == 0 for rank in ranks if rank.isdecimal()), True)

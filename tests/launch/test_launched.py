@@ -71,8 +71,8 @@ def test_no_false_alarm(clean, case):
 def test_report_under_the_mpiexec_of_another_mpi():
     command = [MPICH, "-n", "2", sys.executable, HERE / "without.py", "horovod_sign.torch", "horovod_sign.tensorflow"]
     status, output = launch(command, 100, env=environment(), cwd=ROOT)
-    assert status == 0, output
-    assert output.count("WARNING: this process is alone (rank 0 of 1), though PMI_SIZE says that 2 were") == 2, output
+    assert status == 1, output
+    assert output.count("ERROR: this process is alone (rank 0 of 1), though PMI_SIZE says that 2 were") == 1, output
 
 
 @pytest.fixture(scope="module")

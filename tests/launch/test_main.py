@@ -4,13 +4,14 @@ import os
 import sys
 from pathlib import Path
 
+import doctor_facts
 import numpy as np
 import pytest
 from launching import launch
 
 import horovod_sign
 from horovod_sign import __main__ as main
-from horovod_sign import selftest
+from horovod_sign.doctor import command, facts, selftest
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -29,6 +30,7 @@ def test_report_and_self_test_under_mpirun():
     assert output.count(f"horovod_sign v{horovod_sign.__version__}") == 1
     for row in ("[X] PyTorch", "[X] TensorFlow", "[X] Horovod", "[X] mpi", "[X] scalar", "mpi4py 4"):
         assert row in output, output
+    assert "Nothing is in the way of a training." in output and "absl" not in output, output
     said = "Self-test of 2 ranks over MPI: votes by exchange and counts are those of NumPy, bit for bit"
     assert output.count(said) == 1 and "this process is alone" not in output, output
 
@@ -43,24 +45,26 @@ def test_self_test_over_gloo():
     assert "[ ] PyTorch (" in output and "[X] TensorFlow" in output, output
 
 
-def test_alone_and_without_anything(capsys, monkeypatch):
+def test_alone_and_without_anything(capfd, monkeypatch):
     for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK", "HOROVOD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    for module in ("horovod_sign.torch", "horovod_sign.tensorflow", "mpi4py", "mpi4py.MPI", *main.BINDINGS):
+    modules = [f"horovod_sign.{name}" for name in facts.ADAPTERS]
+    for module in (*modules, "mpi4py", "mpi4py.MPI", *facts.BINDINGS):
         monkeypatch.setitem(sys.modules, module, None)
-    assert main.main() == 0
-    report = capsys.readouterr().out
+    assert main.main([]) == 1
+    report = capfd.readouterr().out
     assert "[ ] PyTorch (" in report
     assert "[ ] TensorFlow (" in report
     assert "[ ] mpi4py, which horovod_sign.majority_vote needs (mpi4py is not installed: pip install mpi4py" in report
+    assert "ERROR: horovod_sign.torch does not work: " in report and "A training could not work here" in report
     assert "elf-test" not in report
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
-    assert main.main() == 0
-    report = capsys.readouterr().out
+    assert main.main([]) == 1
+    report = capfd.readouterr().out
     assert "No self-test of the 2 ranks, started without mpi4py (mpi4py is not installed" in report
     monkeypatch.setenv("HOROVOD_SIZE", "3")
-    assert main.main() == 0
-    assert "No self-test of the 3 ranks, started by horovodrun --gloo: there is no Horovod" in capsys.readouterr().out
+    assert main.main([]) == 1
+    assert "No self-test of the 3 ranks, started by horovodrun --gloo: there is no Horovod" in capfd.readouterr().out
 
 
 class OneRank:
@@ -76,21 +80,31 @@ class OneRank:
         return 0 * right if transport in self._wrong and abstain in self._abstain else right
 
     @staticmethod
+    def gather(mine):
+        return [mine]
+
+    @staticmethod
     def failed_ranks(passed):
         return [] if passed else [0]
 
 
 def test_a_wrong_vote_fails_the_report(monkeypatch, capsys):
     """By either transport, with abstentions or without: the report says so, and its exit status."""
-    monkeypatch.setattr(main, "report", lambda: "the report")
+    for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK", "HOROVOD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    healthy = doctor_facts.healthy()
+    monkeypatch.setattr(facts, "collect", lambda: healthy)
     for wrong in ({}, {"abstain": [True]}, {"abstain": [False]}):
         for transport in ("exchange", "counts"):
-            monkeypatch.setattr(main, "_ranks", lambda t=transport, w=wrong: (OneRank(t, **w), ""))
-            assert main.main() == 1
-            assert "Self-test of 1 ranks over MPI: FAILED on ranks [0]" in capsys.readouterr().out
-    monkeypatch.setattr(main, "_ranks", lambda: (OneRank(), ""))
-    assert main.main() == 0
-    assert "votes by exchange and counts are those of NumPy" in capsys.readouterr().out
+            monkeypatch.setattr(command, "_ranks", lambda facts, t=transport, w=wrong: (OneRank(t, **w), ""))
+            assert main.main([]) == 1
+            report = capsys.readouterr().out
+            assert "Self-test of 1 ranks over MPI: FAILED on ranks [0]" in report
+            assert "ERROR: votes on ranks [0] are not those of NumPy" in report
+    monkeypatch.setattr(command, "_ranks", lambda facts: (OneRank(), ""))
+    assert main.main([]) == 0
+    report = capsys.readouterr().out
+    assert "votes by exchange and counts are those of NumPy" in report and "Nothing is in the way" in report
 
 
 def test_ranks_by_mpi_are_asked_for_their_verdict():

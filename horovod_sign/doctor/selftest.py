@@ -22,6 +22,10 @@ class ByMPI:
         """The vote of all ranks on x."""
         return majority_vote(x, self._comm, abstain=abstain, transport=transport)
 
+    def gather(self, mine) -> list:
+        """What each rank has. A collective."""
+        return self._comm.allgather(mine)
+
     def failed_ranks(self, passed: bool) -> list[int]:
         """The ranks on which `passed` is not true. A collective."""
         return [rank for rank, good in enumerate(self._comm.allgather(passed)) if not good]
@@ -47,6 +51,10 @@ class ByHorovod:
         protocol = PROTOCOLS[transport](Planes(sign, nonzero), self.rank, self.size, not abstain)
         decided = Vote(protocol, self, f"horovod_sign.selftest.{transport}.{abstain}").wait()
         return algebra.unpack_votes(decided.sign, decided.nonzero, x.size)
+
+    def gather(self, mine) -> list:
+        """What each rank has. A collective."""
+        return self._hvd.allgather_object(mine, name="horovod_sign.selftest.gathered")
 
     def failed_ranks(self, passed: bool) -> list[int]:
         """The ranks on which `passed` is not true. A collective."""
