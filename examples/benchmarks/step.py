@@ -76,7 +76,7 @@ class Trainer:
     def step(self):
         for p in self.parameters:
             p.grad = None
-        x = torch.zeros(1, requires_grad=True)
+        x = torch.zeros(1, device=self.gradients[0].device, requires_grad=True)
         for p, gradient, pause in zip(self.parameters, self.gradients, self.pauses, strict=True):
             x = _Layer.apply(x, p, gradient, pause)
         x.sum().backward()

@@ -12,9 +12,9 @@ import torch
 
 from horovod_sign.algebra import native
 from horovod_sign.rules import Rule
-from horovod_sign.torch import eager
+from horovod_sign.torch.devices.staging import Staging, Tensors
 from horovod_sign.torch.layout import Layout, check_memory, overlaps
-from horovod_sign.torch.optimizers import local_ballot, take_step, warming_up
+from horovod_sign.torch.optimizers import warming_up
 from horovod_sign.torch.planes import DTYPES, check_votable, has_kernels, kernels
 from horovod_sign.voting.messages import Planes
 
@@ -167,13 +167,20 @@ class Bucket:
         self.error: Exception | None = None
         self._sign = np.zeros(self.plane_bytes, np.uint8)
         self._nonzero = np.zeros(self.plane_bytes, np.uint8)
+        self._stagings: dict[torch.device, Staging] = {}
         self.forget()
 
     def arrived(self, slot: Slot) -> bool:
-        """A gradient is there. Returns whether so many are now that they should be packed."""
+        """A gradient is there. Returns whether so many are now that they should be packed.
+
+        On a device all are packed in one launch, when the bucket is full.
+        """
         slot.taken = True
         self._waiting.append(slot)
-        self._waiting_coordinates += slot.size
+        if has_kernels(slot.parameter):
+            self._waiting_coordinates += slot.size
+        else:
+            self._staging(slot.parameter.device).arrived()
         return self._waiting_coordinates >= PACK_COORDINATES
 
     def pack_waiting(self, abstain: bool) -> list[Slot]:
@@ -188,17 +195,37 @@ class Bucket:
             slot.taken = False
         self._waiting, self._waiting_coordinates = [], 0
 
-    def pack(self, abstain: bool) -> Planes:
-        """This rank's ballot, of all gradients as they are now if they were not packed before; momenta are updated.
+    def launch(self, abstain: bool):
+        """Packs all gradients as they are now if they were not packed before; momenta are updated.
 
-        The planes are overwritten by the ballot of the next step.
+        On a device the work is asked for, and goes on by itself until the ballot is `packed`.
         """
         self._waiting += [slot for slot in self.slots if not slot.taken]
+        self._abstain = abstain
         self._pack_waiting(abstain)
+        for staging in self._stagings.values():
+            staging.send_to_host()
+
+    @property
+    def packed(self) -> bool:
+        """Whether `collect` would return without waiting."""
+        return all(staging.packed for staging in self._stagings.values())
+
+    def collect(self) -> Planes:
+        """This rank's ballot, after `launch`. The planes are overwritten by the ballot of the next step."""
+        for staging in self._stagings.values():
+            zeros, nans = staging.fetch(self._sign, self._nonzero)
+            self._zeros += zeros
+            self._nans += nans
         self.zeros, self.nans = self._zeros, self._nans
         self.forget()
-        self.ballot = Planes(self._sign, self._nonzero if abstain and self.zeros + self.nans else None)
+        self.ballot = Planes(self._sign, self._nonzero if self._abstain and self.zeros + self.nans else None)
         return self.ballot
+
+    def pack(self, abstain: bool) -> Planes:
+        """This rank's ballot, waited for."""
+        self.launch(abstain)
+        return self.collect()
 
     def check_parameters(self):
         """Raises an error if a step cannot be written to some parameter. To be called before any is."""
@@ -215,35 +242,42 @@ class Bucket:
                 p.grad = None  # frozen: what is left there is this rank's own
             elif p.grad is None or p.grad.dtype != p.dtype or not slot.layout.holds(p.grad):
                 p.grad = slot.layout.empty(p.dtype, p.device)
-        for _, dtype, slots in self._alike(self._not_frozen()):
-            gradients = [slot.parameter.grad for slot in slots]
-            if not has_kernels(gradients[0]):
-                for slot, gradient in zip(slots, gradients, strict=True):
-                    eager.votes(*self._piece(decided, slot), gradient)
-                continue
-            kernels().unpack(dtype, self._segments(slots, gradients), decided.sign, decided.nonzero)
+        alike = self._alike(self._not_frozen())
+        for _, dtype, slots in _on_host(alike):
+            segments = self._segments(slots, [slot.parameter.grad for slot in slots])
+            kernels().unpack(dtype, segments, decided.sign, decided.nonzero)
+        for device, batches in _by_device(alike).items():
+            staging = self._staging(device)
+            there, _ = staging.receive(decided)
+            for _, dtype, slots in batches:
+                staging.unpack(dtype, _tensors(slots), [slot.parameter.grad for slot in slots], there)
 
     def take_step(self, decided: Planes):
         """x <- x - lr * (vote + weight_decay * x), straight from the bits, in one pass over the parameters."""
         # Parameters that were frozen since stay where they are, even with weight decay.
-        for group, dtype, slots in self._alike(self._not_frozen()):
-            if not has_kernels(slots[0].parameter):
-                for slot in slots:
-                    p = slot.parameter
-                    votes = eager.votes(*self._piece(decided, slot), slot.layout.empty(p.dtype, p.device))
-                    take_step(p, votes, group)
-                continue
-            values = [slot.parameter if slot.lies_so else self._copied(slot) for slot in slots]
-            segments, lr, decay = self._segments(slots, values), group["lr"], group["weight_decay"]
-            kernels().apply(dtype, segments, decided.sign, decided.nonzero, float(lr), float(decay))
-            for slot, value in zip(slots, values, strict=True):
-                if not slot.lies_so:
-                    slot.parameter.copy_(value)
+        alike = self._alike(self._not_frozen())
+        for group, dtype, slots in _on_host(alike):
+            values = self._values(slots)
+            lr, decay = _step_of(group)
+            kernels().apply(dtype, self._segments(slots, values), decided.sign, decided.nonzero, lr, decay)
+            self._write_back(slots, values)
+        for device, batches in _by_device(alike).items():
+            self._take_step_on(device, batches, decided)
+
+    def _take_step_on(self, device: torch.device, batches, decided: Planes):
+        staging, steps = self._staging(device), [_step_of(group) for group, _, _ in batches]
+        there, scalars = staging.receive(decided, [number for step in steps for number in step])
+        for i, ((_, dtype, slots), (_, decay)) in enumerate(zip(batches, steps, strict=True)):
+            values = self._values(slots)
+            staging.apply(dtype, _tensors(slots), values, there, scalars[2 * i : 2 * i + 2], decay != 0)
+            self._write_back(slots, values)
 
     def forget(self):
         """Expects the gradients of a new step."""
         self._waiting: list[Slot] = []
         self._waiting_coordinates, self._zeros, self._nans = 0, 0, 0
+        for staging in self._stagings.values():
+            staging.forget()
         for slot in self.slots:
             slot.taken = False
 
@@ -251,9 +285,24 @@ class Bucket:
         return [slot for slot in self.slots if slot.group is not None and slot.parameter.requires_grad]
 
     @staticmethod
-    def _copied(slot: Slot) -> torch.Tensor:
-        p = slot.parameter
-        return slot.layout.copy(f"parameter {slot.label}", p, p.dtype, p.device)
+    def _values(slots: list[Slot]) -> list[torch.Tensor]:
+        """The parameters where they lie as their layouts say, else copies that do."""
+        parameters = [(slot, slot.parameter) for slot in slots]
+        return [
+            p if slot.lies_so else slot.layout.copy(f"parameter {slot.label}", p, p.dtype, p.device)
+            for slot, p in parameters
+        ]
+
+    @staticmethod
+    def _write_back(slots: list[Slot], values: list[torch.Tensor]):
+        for slot, value in zip(slots, values, strict=True):
+            if not slot.lies_so:
+                slot.parameter.copy_(value)
+
+    def _staging(self, device: torch.device) -> Staging:
+        if device not in self._stagings:
+            self._stagings[device] = Staging(device, self.plane_bytes, [slot.size for slot in self.slots])
+        return self._stagings[device]
 
     def _pack_waiting(self, abstain: bool):
         self._abstain_for([slot for slot in self._waiting if slot.group is None])
@@ -286,40 +335,25 @@ class Bucket:
             return None
 
     def _pack_alike(self, rule: Rule, warm: bool, dtype: str, slots: list[Slot], gradients, abstain: bool):
-        """Packs gradients of one rule and dtype in one call of a kernel."""
+        """Packs gradients of one rule, dtype and device in one call of a kernel."""
+        states = [self._voter.vote_state(slot.parameter) for slot in slots] if rule.has_momentum else []
+        momenta = [state["momentum_buffer"] for state in states] if rule.has_momentum else None
+        device = slots[0].parameter.device
         if not has_kernels(slots[0].parameter):
-            self._pack_elsewhere(rule, warm, slots, gradients, abstain)
+            betas = rule.beta_vote, rule.beta_state
+            self._staging(device).pack(dtype, _tensors(slots), gradients, momenta, betas, warm, not abstain)
             return
         segments, mode = self._segments(slots, gradients), native.ABSTAIN if abstain else native.ONEBIT
         planes = self._sign, self._nonzero if abstain else None
-        if not rule.has_momentum:
+        if momenta is None:
             zeros, nans = kernels().pack(dtype, mode, segments, *planes)
         else:
-            states = [self._voter.vote_state(slot.parameter) for slot in slots]
-            momenta = [state["momentum_buffer"].data_ptr() for state in states]
+            addresses = [m.data_ptr() for m in momenta]
             zeros, nans = kernels().interpolate_pack(
-                dtype, mode, segments, momenta, rule.beta_vote, rule.beta_state, *planes, vote_gradient=warm
+                dtype, mode, segments, addresses, rule.beta_vote, rule.beta_state, *planes, vote_gradient=warm
             )
         self._zeros += zeros
         self._nans += nans
-
-    def _pack_elsewhere(self, rule: Rule, warm: bool, slots: list[Slot], gradients, abstain: bool):
-        """Packs on the device of the gradients, and copies the bits here."""
-        states = [self._voter.vote_state(slot.parameter) for slot in slots]
-        voted = [local_ballot(rule, g, s, warm) for g, s in zip(gradients, states, strict=True)]
-        sign, nonzero, zeros, nans = eager.pack(voted, not abstain)
-        at = 0
-        for slot in slots:
-            self._sign[slot.words] = sign[at : at + slot.length]
-            if nonzero is not None:
-                self._nonzero[slot.words] = nonzero[at : at + slot.length]
-            at += slot.length
-        self._zeros += zeros
-        self._nans += nans
-
-    def _piece(self, decided: Planes, slot: Slot) -> Planes:
-        """The words of one parameter."""
-        return Planes(decided.sign[slot.words], None if decided.nonzero is None else decided.nonzero[slot.words])
 
     def _abstain_for(self, slots: list[Slot]):
         """Clears the planes of parameters: with `abstain=False` a clear sign bit is a +1, as which a zero counts."""
@@ -346,6 +380,31 @@ class Bucket:
         """The kernels' view of tensors that lie in memory as the layouts of these slots say."""
         pointers = np.array([t.data_ptr() for t in tensors], np.uint64)
         return self._layout.subset([slot.index for slot in slots], pointers)
+
+
+def _on_host(alike):
+    """Of `Bucket._alike`, what the native kernels handle."""
+    return [each for each in alike if has_kernels(each[2][0].parameter)]
+
+
+def _by_device(alike) -> dict[torch.device, list]:
+    """Of `Bucket._alike`, what is elsewhere, by device."""
+    there: dict[torch.device, list] = {}
+    for each in alike:
+        p = each[2][0].parameter
+        if not has_kernels(p):
+            there.setdefault(p.device, []).append(each)
+    return there
+
+
+def _step_of(group: dict) -> tuple[float, float]:
+    return float(group["lr"]), float(group["weight_decay"])
+
+
+def _tensors(slots: list[Slot]) -> Tensors:
+    return Tensors(
+        tuple(slot.size for slot in slots), tuple(slot.offset for slot in slots), tuple(slot.index for slot in slots)
+    )
 
 
 def groups_of(param_groups: list[dict]) -> dict[torch.Tensor, int]:

@@ -3,7 +3,8 @@
 torch counts what is done to a tensor in place, but not what is done to it by NumPy or by `.data`; and it counts what
 changes nothing, as clipping to an infinite norm does. So the gradients themselves are compared, by a fingerprint, which
 takes another pass over them: in the first steps, and then ever more rarely. In between torch's count is believed, as
-long as it has not been seen to mean nothing in this loop.
+long as it has not been seen to mean nothing in this loop; and of gradients on a device it is all that is asked: to
+compare them there, the host would have to wait.
 """
 
 from collections.abc import Iterable
@@ -32,7 +33,8 @@ class Watch:
         for slot in slots:
             gradient = slot.parameter.grad
             if slot.seen is None and gradient is not None:
-                slot.seen = _version(gradient), _fingerprint(gradient) if self._closely and final else None
+                closely = self._closely and final and gradient.device.type == "cpu"  # elsewhere, the host would wait
+                slot.seen = _version(gradient), _fingerprint(gradient) if closely else None
 
     def finds_change(self, slots: Iterable[Slot]) -> bool:
         """Ends a step: whether a gradient was changed since it was noted. Says so once."""

@@ -7,6 +7,7 @@ start them in different orders.
 import contextlib
 import functools
 import math
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -74,6 +75,8 @@ class Pipeline:
         self._protocol = PROTOCOLS[transport]
         self._abstain, self._nodes = abstain, nodes
         self._awaited: dict[Bucket, int] = {}
+        # A bucket is unstarted, then packing (on a device, perhaps), then has a vote.
+        self._packing: list[Bucket] = []
         self._votes: dict[Bucket, Vote] = {}
         self._unstarted: list[Bucket] = []
         self._held_up_since: float | None = None
@@ -84,6 +87,7 @@ class Pipeline:
         # Whether a backward pass has begun and not ended; and the pass itself, which dies with an exception, too.
         self._unfinished, self._pass = False, _no_pass
         self._kept = 0
+        self._lock = threading.RLock()  # backward has a thread for each device
         self.add(buckets)
         progress.add(self)
 
@@ -115,6 +119,7 @@ class Pipeline:
     def restart(self, collectives: Collectives, name: str):
         """Forgets what is under way and goes on with other ranks, when Horovod has been initialised anew."""
         self._votes.clear()
+        self._packing.clear()
         self._collectives, self.name = collectives, name
         for bucket in self._buckets:
             bucket.forget()
@@ -123,7 +128,7 @@ class Pipeline:
     @property
     def started(self) -> bool:
         """Whether gradients have been packed, or votes are on their way."""
-        return bool(self._arrivals or len(self._votes) > self._kept)
+        return bool(self._arrivals or len(self._votes) + len(self._packing) > self._kept)
 
     @property
     def untouched(self) -> bool:
@@ -192,7 +197,7 @@ class Pipeline:
         for bucket in self._buckets:
             self._tell_of_error(bucket)
         attendance = None if self._nodes is None else Attendance(self.name, self.notice)
-        while self._unstarted or self._votes:
+        while self._unstarted or self._packing or self._votes:
             # Every vote goes on before the next decision is worked on, so that none waits for that work.
             self._go_on()
             decided = next((bucket for bucket in self._buckets if self._is_decided(bucket)), None)
@@ -225,7 +230,7 @@ class Pipeline:
         under_way = self.started or len(self._unstarted) < len(self._buckets)
         until = time.monotonic() + seconds
         while under_way and time.monotonic() < until:
-            under_way = self._drop_decided() or bool(self._unstarted)
+            under_way = self._drop_decided() or bool(self._unstarted or self._packing)
             with contextlib.suppress(Exception):  # the step has failed of something else already, which is told
                 self._go_on()
             self._collectives.idle()
@@ -253,7 +258,7 @@ class Pipeline:
             self.notice |= self.asks_for_notice()
             if self._held_up_since is None:
                 self._held_up_since = time.monotonic()
-        if due or self._votes:
+        if due or self._packing or self._votes:
             self._go_on(start=False)
         if due and time.monotonic() - self._held_up_since > _HELD_UP:
             try:
@@ -261,23 +266,28 @@ class Pipeline:
             except Exception:  # the next step of this optimizer tries again, and raises it
                 self._held_up_since = math.inf
         for bucket in due:
-            if bucket in self._votes:
+            if bucket not in self._unstarted:
                 self._note(bucket.slots)
 
     def _go_on(self, start: bool = True):
         """Polls votes and, if asked to, starts those that have not been: all, or if they are ordered the next one."""
+        self._vote_on_packed()
         for vote in list(self._votes.values()):
             vote.poll()
         while start and self._unstarted and (not self._collectives.ordered or self._all_decided()):
             self._start(self._unstarted[0])
 
     def _all_decided(self) -> bool:
-        return all(vote.decided for vote in self._votes.values())
+        return not self._packing and all(vote.decided for vote in self._votes.values())
 
     def _is_decided(self, bucket: Bucket) -> bool:
         return bucket in self._votes and self._votes[bucket].decided
 
     def _gradient_ready(self, slot: Slot, p: torch.Tensor):
+        with self._lock:
+            self._take_gradient(slot)
+
+    def _take_gradient(self, slot: Slot):
         slot.passes_left -= 1
         if not self.in_backward:  # the vote will be on what is there in `step`
             return
@@ -310,6 +320,7 @@ class Pipeline:
             self._start(bucket)
         if full or self._nodes is None:
             self._note(packed)
+        self._vote_on_packed()
         for vote in self._votes.values():
             vote.poll()
 
@@ -339,11 +350,12 @@ class Pipeline:
 
     def _resume(self):
         """Expects again what an interrupted backward pass had not packed. Votes that had started stay as they are."""
-        self._arrivals, self._kept, self._unfinished = 0, len(self._votes), False
+        self._arrivals, self._kept, self._unfinished = 0, len(self._votes) + len(self._packing), False
         for bucket in self._buckets:
-            bucket.retract()
+            if bucket in self._unstarted:
+                bucket.retract()
             for slot in bucket.slots:
-                given = bucket in self._votes or slot.taken
+                given = bucket not in self._unstarted or slot.taken
                 slot.passes_left, slot.seen = _SENT if given else self.passes, None
             self._awaited[bucket] = sum(slot.passes_left != _SENT for slot in bucket.slots)
 
@@ -353,15 +365,25 @@ class Pipeline:
             self._error, self.notice, bucket.error = bucket.error, True, None
 
     def _start(self, bucket: Bucket):
+        """Packs a bucket, and starts its vote once it is packed: at once, unless a device does that meanwhile."""
         if self._nodes is None:
-            ballot = bucket.pack(self._abstain or self.silent)
-            self._tell_of_error(bucket)
-            ops = self._notices[bucket] = Notices(self.notice)
-            protocol = self._protocol(ballot, self._collectives.rank, self._collectives.size, not self._abstain, ops)
-        else:
-            protocol = vote_of_nodes(self._nodes, bucket, self._protocol, self._abstain)
+            bucket.launch(self._abstain or self.silent)
         self._unstarted.remove(bucket)
-        self._votes[bucket] = Vote(protocol, self._collectives, f"{self.name}.{bucket.name}")
+        self._packing.append(bucket)
+        self._vote_on_packed()
+
+    def _vote_on_packed(self):
+        for bucket in [bucket for bucket in self._packing if bucket.packed]:
+            if self._nodes is None:
+                ballot = bucket.collect()
+                self._tell_of_error(bucket)
+                ops = self._notices[bucket] = Notices(self.notice)
+                rank, size = self._collectives.rank, self._collectives.size
+                protocol = self._protocol(ballot, rank, size, not self._abstain, ops)
+            else:
+                protocol = vote_of_nodes(self._nodes, bucket, self._protocol, self._abstain)
+            self._packing.remove(bucket)
+            self._votes[bucket] = Vote(protocol, self._collectives, f"{self.name}.{bucket.name}")
 
 
 class _Pass:

@@ -1,15 +1,19 @@
-"""One tensor to bit planes and back, by the native kernels on a CPU and by torch's operations elsewhere."""
+"""One tensor to bit planes and back, by the native kernels on a CPU and by those of `devices` elsewhere."""
 
 import numpy as np
 import torch
 
-from horovod_sign.algebra import native
-from horovod_sign.torch import eager
+from horovod_sign.algebra import native, plane_bytes
+from horovod_sign.torch import devices
+from horovod_sign.torch.devices.staging import Staging, Tensors
 from horovod_sign.torch.layout import check_memory
 from horovod_sign.voting.messages import Planes
 
 DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float64: "float64"}
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes: to see or send bits as they are
+
+
+_FORCED = devices.forced()
 
 
 def check_votable(name: str, tensor: torch.Tensor):
@@ -25,8 +29,8 @@ def check_votable(name: str, tensor: torch.Tensor):
 
 
 def has_kernels(tensor: torch.Tensor) -> bool:
-    """Whether the native kernels handle the device of `tensor`; `eager` handles all others."""
-    return tensor.device.type == "cpu"
+    """Whether the native kernels handle the device of `tensor`; `devices` handles all others."""
+    return tensor.device.type == "cpu" and _FORCED is None
 
 
 def kernels() -> native.Kernels:
@@ -44,8 +48,7 @@ def pack(tensor: torch.Tensor, abstain: bool) -> Planes:
     tensor = tensor.detach().contiguous().resolve_neg()
     tensor = tensor if tensor.data_ptr() or not tensor.numel() else tensor.clone()
     if not has_kernels(tensor):
-        sign, nonzero, zeros, nans = eager.pack([tensor], not abstain)
-        return Planes(sign, nonzero if zeros or nans else None)
+        return _pack_there(tensor, abstain)
     segments = native.Segments([(tensor.data_ptr(), tensor.numel())])
     sign = np.empty(segments.plane_bytes, np.uint8)
     nonzero = np.empty_like(sign) if abstain else None
@@ -58,7 +61,24 @@ def unpack(decided: Planes, shape: torch.Size, dtype: torch.dtype, device: torch
     """The vote on one tensor: -1, 0 or +1."""
     votes = torch.empty(shape, dtype=dtype, device=device)
     if not has_kernels(votes):
-        return eager.votes(decided.sign, decided.nonzero, votes)
+        staging, tensors = _staged(votes)
+        there, _ = staging.receive(decided)
+        staging.unpack(DTYPES[dtype], tensors, [votes], there)
+        return votes
     segments = native.Segments([(votes.data_ptr(), votes.numel())])
     kernels().unpack(DTYPES[dtype], segments, decided.sign, decided.nonzero)
     return votes
+
+
+def _pack_there(tensor: torch.Tensor, abstain: bool) -> Planes:
+    staging, tensors = _staged(tensor)
+    staging.pack(DTYPES[tensor.dtype], tensors, [tensor], None, None, warm=False, one_bit=not abstain)
+    staging.send_to_host()
+    sign, nonzero = np.zeros((2, plane_bytes(tensor.numel())), np.uint8)
+    zeros, nans = staging.fetch(sign, nonzero)
+    return Planes(sign, nonzero if zeros or nans else None)
+
+
+def _staged(tensor: torch.Tensor) -> tuple[Staging, Tensors]:
+    n = tensor.numel()
+    return Staging(tensor.device, plane_bytes(n), [n]), Tensors((n,), (0,), (0,))

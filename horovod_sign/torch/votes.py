@@ -142,9 +142,9 @@ class Votes:
                 self.change()
             if bucket.nans and not self._nan_reported:
                 self._report_nan(bucket)
-            abstained = bucket.zeros + bucket.nans
-            self.monitor.count(bucket.ballot, decided, bucket.coordinates, abstained, bucket.nans)
             yield bucket, decided
+            abstained = bucket.zeros + bucket.nans  # counted while a device takes the step
+            self.monitor.count(bucket.ballot, decided, bucket.coordinates, abstained, bucket.nans)
         if self.pipeline.noticed and not changed:  # told only in the end
             self.change()
             changed = True

@@ -5,24 +5,13 @@ import oracle
 import pytest
 import simulation
 import torch
+from kernel_sets import KERNEL_SETS, use_kernels
+from one_rank import OneRank
 
 from horovod_sign import rules
-from horovod_sign.torch import eager
+from horovod_sign.algebra import unpack_votes
 from horovod_sign.torch.buckets import Bucket, make_buckets
 from horovod_sign.voting import messages
-
-
-class OneRank:
-    """An optimizer that buckets can ask, as they do at each step."""
-
-    def __init__(self, groups, rule=None):
-        self.param_groups, self._rule, self.states = groups, rule or rules.signsgd(), {}
-
-    def vote_rule(self, group):
-        return group.get("rule", self._rule)
-
-    def vote_state(self, p):
-        return self.states.setdefault(p, {})
 
 
 def parameters_of(*sizes, dtype=torch.float32):
@@ -67,8 +56,7 @@ def test_a_bucket_packs_what_is_there_and_abstains_for_the_rest(abstain):
             assert bucket.zeros >= missing
         for p, slot, x in zip(parameters, bucket.slots, values, strict=True):
             piece = messages.Planes(*(None if each is None else each[slot.words] for each in ballot))
-            vote = eager.votes(*piece, torch.empty(p.shape))
-            np.testing.assert_array_equal(vote.numpy(), oracle.vote([x], abstain))
+            np.testing.assert_array_equal(votes_in(piece, p.numel()), oracle.vote([x], abstain))
             if abstain:  # what fills the last word never abstains
                 bits = np.unpackbits(piece.nonzero, bitorder="little")[len(x) :]
                 assert bits.all()
@@ -124,6 +112,10 @@ def test_a_bucket_of_unlike_parameters_steps_by_group():
     assert torch.equal(parameters[2].grad, signs[2])
 
 
+def votes_in(ballot, n):
+    return unpack_votes(*ballot, n)
+
+
 def test_nan_alone_abstain():
     (p,) = parameters_of(70)
     p.grad = torch.ones(70)
@@ -135,10 +127,10 @@ def test_nan_alone_abstain():
     assert bucket.pack(True).nonzero is None  # nobody abstains any more
 
 
-@pytest.mark.parametrize("kernels", [True, False], ids=["kernels", "torch operations"])
+@pytest.mark.parametrize("kernels", KERNEL_SETS)
 def test_kernels_and_torch_pack_by_both_betas(kernels, monkeypatch):
     """Votes by one, keeps by the other, as Lion does; what is not finite enters no momentum."""
-    monkeypatch.setattr("horovod_sign.torch.buckets.has_kernels", lambda tensor: kernels)
+    use_kernels(monkeypatch, kernels)
     (p,) = parameters_of(200)
     voter = OneRank([{"params": [p]}], rules.Rule(beta_vote=0.25, beta_state=0.75))
     bucket = Bucket("bucket", [(p, "p", 0)], voter)
@@ -148,15 +140,14 @@ def test_kernels_and_torch_pack_by_both_betas(kernels, monkeypatch):
         g[np.abs(g) > 1e6] = np.inf
         p.grad = torch.tensor(g)
         ballot = bucket.pack(True)
-        vote = eager.votes(*ballot, torch.empty(200))
-        np.testing.assert_array_equal(vote.numpy(), workers.votes([[g]])[0])
+        np.testing.assert_array_equal(votes_in(ballot, 200), workers.votes([[g]])[0])
     np.testing.assert_allclose(voter.states[p]["momentum_buffer"].numpy(), workers.m[0][0], rtol=1e-6)
 
 
-@pytest.mark.parametrize("kernels", [True, False], ids=["kernels", "torch operations"])
+@pytest.mark.parametrize("kernels", KERNEL_SETS)
 def test_all_parameters_of_a_group_warm_up_alike(kernels, monkeypatch):
     """Also one that has no gradient in the first steps."""
-    monkeypatch.setattr("horovod_sign.torch.buckets.has_kernels", lambda tensor: kernels)
+    use_kernels(monkeypatch, kernels)
     parameters = parameters_of(3, 3)
     voter = OneRank([{"params": parameters}], rules.Rule(0.75, 0.75, warmup_steps=2))
     bucket = Bucket("bucket", [(p, "p", 0) for p in parameters], voter)
@@ -167,6 +158,6 @@ def test_all_parameters_of_a_group_warm_up_alike(kernels, monkeypatch):
             p.grad = None if each is None else torch.tensor(each)
         ballot = bucket.pack(True)
         for slot, vote in zip(bucket.slots, workers.votes([gradients]), strict=True):
-            piece = (None if each is None else each[slot.words] for each in ballot)
-            np.testing.assert_array_equal(eager.votes(*piece, torch.empty(3)).numpy(), vote)
+            piece = messages.Planes(*(None if each is None else each[slot.words] for each in ballot))
+            np.testing.assert_array_equal(votes_in(piece, 3), vote)
         assert [voter.states[p]["step"] for p in parameters] == [step + 1] * 2

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import simulation
 import torch
+from kernel_sets import use_kernels
 from mpi4py import MPI
 from ranks import LAST, RANK, SIZE
 
 import horovod_sign.torch as hvs
-from horovod_sign.torch import buckets
 
 RANKS = (3,)  # one rank alone lies otherwise in memory, and two do not
 SHAPE = (4, 2, 3, 3)
@@ -105,8 +105,8 @@ def ways(monkeypatch):
     """Kinds of optimizers by the kernels, and by what tensors on other devices take."""
 
     def each():
-        for kernels in (True, False):
-            monkeypatch.setattr(buckets, "has_kernels", lambda tensor, kernels=kernels: kernels)
+        for kernels in ("native", "operations"):
+            use_kernels(monkeypatch, kernels)
             yield from ("Signum", "Adam")
 
     return each

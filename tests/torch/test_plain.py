@@ -3,15 +3,14 @@
 import math
 
 import numpy as np
-import oracle
 import pytest
 import simulation
 import torch
+from kernel_sets import KERNEL_SETS, use_kernels
 
 import horovod_sign.torch as hvs
 from horovod_sign import rules
-from horovod_sign.torch import compression, eager, layout, optimizers, planes
-from horovod_sign.voting import messages
+from horovod_sign.torch import compression, layout, optimizers, planes
 
 SHAPES = [(3, 5), (64,), (130,), ()]
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -226,28 +225,6 @@ def test_what_lies_otherwise_is_brought_into_the_layout_of_the_vote():
     assert layout.has_memory(torch.zeros(4, 2).t())
 
 
-@pytest.mark.parametrize("abstain", [True, False])
-@pytest.mark.parametrize("dtype", oracle.DTYPES, ids=str)
-def test_torch_operations_pack_like_the_kernels(dtype, abstain):
-    for n in (0, 1, 63, 64, 65, 1000):
-        x = torch.from_numpy(oracle.gradients(0, n, dtype).view(f"i{dtype.itemsize}"))
-        x = x.view(getattr(torch, dtype.name))
-        kernels = planes.pack(x, abstain)
-        sign, nonzero, zeros, nans = eager.pack([x], not abstain)
-        np.testing.assert_array_equal(sign, kernels.sign)
-        values = oracle.gradients(0, n, dtype).astype(np.float64)
-        counted = (0, 0) if not abstain else ((values == 0).sum(), np.isnan(values).sum())
-        assert (zeros, nans) == counted
-        if kernels.nonzero is not None:
-            np.testing.assert_array_equal(nonzero, kernels.nonzero)
-        expected = oracle.vote([values], abstain)
-        for decided in (kernels, messages.Planes(sign, nonzero)):
-            by_kernels = planes.unpack(decided, x.shape, x.dtype, x.device)
-            np.testing.assert_array_equal(by_kernels.double().numpy(), expected)
-            by_torch = eager.votes(decided.sign, decided.nonzero, torch.empty_like(x))
-            np.testing.assert_array_equal(by_torch.double().numpy(), expected)
-
-
 def test_what_cannot_be_voted_on():
     for tensor, words in [
         (torch.zeros(3, dtype=torch.int64), "x is of dtype int64: votes are on float16, bfloat16, float32, float64"),
@@ -266,9 +243,9 @@ def test_averages_are_told_from_sums():
             compression.check_summed(np.array(averaged), own)
 
 
-@pytest.mark.parametrize("kernels", [True, False], ids=["kernels", "torch operations"])
+@pytest.mark.parametrize("kernels", KERNEL_SETS)
 def test_nan_alone_abstain_in_a_single_tensor(kernels, monkeypatch):
-    monkeypatch.setattr(planes, "has_kernels", lambda tensor: kernels)
+    use_kernels(monkeypatch, kernels)
     x = torch.ones(70)
     assert planes.pack(x, True).nonzero is None
     x[3] = torch.nan

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import torch
 import torch_tasks as tasks
+from kernel_sets import KERNEL_SETS, use_kernels
 from mpi4py import MPI
 from ranks import process_sets
 
 import horovod_sign.torch as hvs
-from horovod_sign.torch import buckets, planes
 
 RANKS = (1, 2, 3)  # alone; even, where votes tie; odd, with process sets of some ranks
 
@@ -92,12 +92,11 @@ def test_stepping_from_bits_equals_stepping_from_votes(dtype, warmup):
 @pytest.mark.parametrize("abstain", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("kind", ["SignSGD", "Signum", "Adam"])
-def test_torch_operations_equal_the_kernels(kind, dtype, abstain, monkeypatch):
-    """What GPUs use, here on the CPU, bit for bit."""
-    nets = [tasks.model(dtype=dtype).to(memory_format=torch.channels_last) for _ in range(2)]
-    for net, kernels in zip(nets, (True, False), strict=True):
-        for module in (buckets, planes):
-            monkeypatch.setattr(module, "has_kernels", lambda tensor, kernels=kernels: kernels)
+def test_all_kernels_train_alike(kind, dtype, abstain, monkeypatch):
+    """Also those for GPUs, here on the CPU, bit for bit."""
+    nets = [tasks.model(dtype=dtype).to(memory_format=torch.channels_last) for _ in KERNEL_SETS]
+    for net, kernels in zip(nets, KERNEL_SETS, strict=True):
+        use_kernels(monkeypatch, kernels)
         if kind == "Adam":
             plain, options = torch.optim.Adam(net.parameters(), 0.01), {"compression": hvs.Compression.signum(0.5)}
         elif kind == "SignSGD":
@@ -110,8 +109,9 @@ def test_torch_operations_equal_the_kernels(kind, dtype, abstain, monkeypatch):
             tasks.backward(net, step, dtype)
             optimizer.step()
         tasks.assert_replicas_identical(net)
-    for left, right in zip(*map(tasks.values, nets), strict=True):
-        np.testing.assert_array_equal(left, right)
+    for native, *others in zip(*map(tasks.values, nets), strict=True):
+        for values in others:
+            np.testing.assert_array_equal(values, native)
 
 
 @pytest.mark.parametrize("make", [hvs.SignSGD, hvs.Signum])

@@ -6,10 +6,10 @@ import numpy as np
 import oracle
 import pytest
 import torch
+from kernel_sets import KERNEL_SETS, use_kernels
 
 import horovod_sign
 import horovod_sign.torch as hvs
-from horovod_sign.torch import planes
 
 RANKS = (
     1,
@@ -59,11 +59,11 @@ def test_votes_of_the_distributed_optimizer(dtype, abstain, transport, bucket_ca
         np.testing.assert_array_equal(core, expected)
 
 
-@pytest.mark.parametrize("kernels", [True, False], ids=["kernels", "torch operations"])
+@pytest.mark.parametrize("kernels", KERNEL_SETS)
 @pytest.mark.parametrize("abstain", [True, False])
 @pytest.mark.parametrize("dtype", oracle.DTYPES, ids=str)
 def test_votes_of_compression_in_the_stock_allreduce(dtype, abstain, kernels, monkeypatch):
-    monkeypatch.setattr(planes, "has_kernels", lambda tensor: kernels)
+    use_kernels(monkeypatch, kernels)
     if hvd.size() > 1:
         for i in range(len(LENGTHS)):
             inputs = [inputs_of(rank, dtype)[i] for rank in range(hvd.size())]

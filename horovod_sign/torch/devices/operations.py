@@ -1,0 +1,156 @@
+"""The kernels for devices without Triton: torch's own operations, on all tensors of a batch laid end to end.
+
+Each operation reads and writes memory, so this takes many times the bytes that the kernels for GPUs do. The results are
+those of csrc/, bit for bit.
+"""
+
+import numpy as np
+import torch
+
+from horovod_sign.torch.devices.batches import Batch
+
+NAME = "operations"
+
+# The integer type of each floating type's bits, and the bits of infinity: signs, zeros and NaN are told apart by
+# integer operations, which know no modes in which a subnormal number is zero.
+_BITS = {
+    "float16": (torch.int16, 0x7C00),
+    "bfloat16": (torch.int16, 0x7F80),
+    "float32": (torch.int32, 0x7F800000),
+    "float64": (torch.int64, 0x7FF0000000000000),
+}
+
+
+class Operations:
+    """A few operations for each call, however many tensors there are. See `devices.Kernels`."""
+
+    name = NAME
+
+    def pack(self, batch: Batch, gradients, out, one_bit: bool):
+        """As in `devices.Kernels`."""
+        _put_ballot(batch, _end_to_end(batch, gradients), batch.dtype, out, one_bit)
+
+    def interpolate_pack(self, batch: Batch, gradients, momenta, betas, warm: bool, out, one_bit: bool):
+        """As in `devices.Kernels`."""
+        gradient, m = _end_to_end(batch, gradients), _end_to_end(batch, momenta)
+        g, (vote, state) = gradient.to(torch.float32), betas
+        finite = torch.isfinite(g)
+        voted = gradient if warm else torch.where(finite, _interpolate(vote, m, g), g)
+        _spread(batch, torch.where(finite, _interpolate(state, m, g), m), momenta)
+        _put_ballot(batch, voted, batch.dtype if warm else "float32", out, one_bit)
+
+    def unpack(self, batch: Batch, outputs, decided):
+        """As in `devices.Kernels`."""
+        _spread(batch, _votes(batch, decided).to(outputs[0].dtype), outputs)
+
+    def apply(self, batch: Batch, parameters, decided, scalars, decay: bool):
+        """As in `devices.Kernels`."""
+        exact = torch.float64 if batch.dtype == "float64" else torch.float32
+        x, step = _end_to_end(batch, parameters).to(exact), _votes(batch, decided).to(exact)
+        lr, weight_decay = scalars.to(exact)
+        if decay:
+            step = x * weight_decay + step
+        _spread(batch, (x - step * lr).to(parameters[0].dtype), parameters)
+
+
+def in_memory_order(x: torch.Tensor) -> torch.Tensor:
+    """The coordinates of a dense tensor as one row, as they lie in memory; shares the memory."""
+    return x.detach().as_strided((x.numel(),), (1,))
+
+
+def _end_to_end(batch: Batch, tensors) -> torch.Tensor:
+    """The coordinates of all tensors in one row, each from a whole word on, zeros between them."""
+    pieces = []
+    for t, n in zip(tensors, batch.lengths, strict=True):
+        pieces.append(in_memory_order(t))
+        if n % 64:
+            pieces.append(_zeros(64 - n % 64, t.dtype, t.device))
+    return torch.cat(pieces)
+
+
+def _spread(batch: Batch, row: torch.Tensor, tensors):
+    """Writes such a row back to the tensors."""
+    starts = np.cumsum([0, *[-(-n // 64) * 64 for n in batch.lengths]])
+    pieces = [row[start : start + n] for start, n in zip(starts, batch.lengths, strict=False)]
+    torch._foreach_copy_([in_memory_order(t) for t in tensors], pieces)
+
+
+def _put_ballot(batch: Batch, row: torch.Tensor, dtype: str, out, one_bit: bool):
+    integer, infinity = _BITS[dtype]
+    bits = row.view(integer)
+    magnitude = bits & torch.iinfo(integer).max
+    zero, nan = magnitude == 0, magnitude > infinity
+    idle = zero | nan
+    planes = [(bits < 0) & ~idle if one_bit else bits < 0]
+    if not one_bit:
+        padding = _padding(batch)
+        planes.append(~idle if padding is None else ~idle | padding)
+    packed = (torch.stack(planes).view(len(planes), -1, 8) * _weights(row.device)).sum(-1, dtype=torch.uint8)
+    where = _words_of(batch)
+    for plane, words in zip((out.sign, out.nonzero), packed.view(torch.int64), strict=False):
+        plane.view(torch.int64).index_copy_(0, where, words)
+    if not one_bit:
+        pad = sum(-n % 64 for n in batch.lengths)
+        first = 2 * batch.firsts[0]
+        out.counts[first : first + 2] = torch.stack([zero.sum() - pad, nan.sum()])
+
+
+def _votes(batch: Batch, decided) -> torch.Tensor:
+    """The votes of all coordinates, and of the padding between them, as int8."""
+    where, weights = _words_of(batch), _weights(batch.device)
+    planes = [plane.view(torch.int64).index_select(0, where).view(torch.uint8) for plane in decided.planes]
+    flags = [(plane.unsqueeze(1) & weights).ne(0).view(-1).to(torch.int8) for plane in planes]
+    votes = 1 - 2 * flags[0]
+    return votes if len(flags) == 1 else votes * flags[1]
+
+
+def _interpolate(beta: float, m: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+    return m * beta + g * (1.0 - beta)
+
+
+def _kept(batch: Batch, what: str, make):
+    """A table of the batch, made once."""
+    if what not in batch.kept:
+        batch.kept[what] = make()
+    return batch.kept[what]
+
+
+def _words_of(batch: Batch) -> torch.Tensor:
+    """The numbers of the batch's words of 64 bits in a plane."""
+
+    def make():
+        words = [
+            np.arange(offset // 8, offset // 8 + -(-n // 64), dtype=np.int64)
+            for n, offset in zip(batch.lengths, batch.offsets, strict=True)
+        ]
+        return torch.from_numpy(np.concatenate(words)).to(batch.device)
+
+    return _kept(batch, "words", make)
+
+
+def _padding(batch: Batch) -> torch.Tensor | None:
+    """Where in a row there is no coordinate; None if there is one everywhere."""
+
+    def make():
+        flags = [np.arange(-(-n // 64) * 64) >= n for n in batch.lengths]
+        return torch.from_numpy(np.concatenate(flags)).to(batch.device)
+
+    return _kept(batch, "padding", make) if any(n % 64 for n in batch.lengths) else None
+
+
+def _weights(device: torch.device) -> torch.Tensor:
+    return _constant("weights", device, lambda: torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8))
+
+
+def _zeros(n: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    return _constant(str(dtype), device, lambda: torch.zeros(64, dtype=dtype, device="cpu"))[:n]
+
+
+_constants: dict[tuple[str, torch.device], torch.Tensor] = {}
+
+
+def _constant(what: str, device: torch.device, make) -> torch.Tensor:
+    key = what, device
+    if key not in _constants:
+        _constants[key] = make().to(device)
+    return _constants[key]

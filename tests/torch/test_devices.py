@@ -1,0 +1,305 @@
+"""The kernels for other devices against the native ones, bit for bit, on tensors of the CPU; and what is round them."""
+
+import os
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from kernel_sets import use_kernels
+from one_rank import OneRank
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from horovod_sign import rules
+from horovod_sign.algebra import native, plane_bytes
+from horovod_sign.torch import devices, planes
+from horovod_sign.torch.buckets import make_buckets
+from horovod_sign.torch.devices import queues, staging, triton_kernels
+from horovod_sign.torch.pipeline import Pipeline
+from horovod_sign.voting.messages import Planes
+
+LENGTHS = (0, 1, 63, 64, 65, 1000, 2048, 2049, 9001)  # about words of planes, and tiles of launches
+OFFSETS = tuple(np.cumsum([0, *map(plane_bytes, LENGTHS[:-1])]).tolist())
+PLANE_BYTES = OFFSETS[-1] + plane_bytes(LENGTHS[-1])
+TENSORS = staging.Tensors(LENGTHS, OFFSETS, tuple(range(len(LENGTHS))))
+DEVICE = torch.device("cpu" if os.environ["TRITON_INTERPRET"] == "1" else "cuda")
+INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def inputs(dtype: np.dtype, seed: int = 0) -> list[torch.Tensor]:
+    """Edge values, and every other tensor random bits; not aligned to more than its elements, every third."""
+    random = np.random.default_rng([3, seed])
+    tensors = []
+    for i, n in enumerate(LENGTHS):
+        values = oracle.gradients(i, n, dtype, seed).view(np.uint8)
+        if i % 2:
+            values = random.integers(0, 256, n * dtype.itemsize, dtype=np.uint8)
+        shift = dtype.itemsize if i % 3 == 0 else 0
+        memory = torch.zeros(n * dtype.itemsize + shift, dtype=torch.uint8)
+        memory[shift:] = torch.from_numpy(values.copy())
+        tensors.append(memory[shift:].view(getattr(torch, dtype.name)))
+    return tensors
+
+
+def there(tensors) -> list[torch.Tensor]:
+    """Copies on the device, no better aligned."""
+    copies = []
+    for t in tensors:
+        shift = t.data_ptr() % 16 // t.element_size()
+        copies.append(torch.empty(t.numel() + shift, dtype=t.dtype, device=DEVICE)[shift:].copy_(t))
+    return copies
+
+
+def segments(tensors) -> native.Segments:
+    return native.Segments([(t.data_ptr(), t.numel()) for t in tensors])
+
+
+def same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
+    """NaN of any payload count as the same: processors make different ones."""
+    right = right.cpu()
+    nan = torch.isnan(left) & torch.isnan(right)
+    left, right = (each.view(INTEGERS[each.element_size()])[~nan] for each in (left, right))
+    return torch.equal(left, right)
+
+
+@pytest.fixture(params=["triton", "operations"])
+def on_device(request, monkeypatch):
+    """The planes of a bucket in the hands of a set of kernels."""
+    kernels = devices.load(request.param)
+    monkeypatch.setattr(staging, "kernels_of", lambda device_type: kernels)
+    return staging.Staging(DEVICE, PLANE_BYTES, LENGTHS)
+
+
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # NumPy, in Triton's interpreter
+@pytest.mark.parametrize("one_bit", [False, True])
+@pytest.mark.parametrize("betas", [None, (0.9, 0.99), "warm"], ids=str)
+@pytest.mark.parametrize("dtype", oracle.DTYPES, ids=str)
+def test_ballots_and_momenta(dtype, betas, one_bit, on_device):
+    gradients, mode = inputs(dtype), native.ONEBIT if one_bit else native.ABSTAIN
+    planes_of = [np.zeros(PLANE_BYTES, np.uint8) for _ in range(4)]
+    momenta = copies = None
+    if betas is None:
+        counted = planes.kernels().pack(dtype.name, mode, segments(gradients), *planes_of[:2])
+    else:
+        warm, betas = betas == "warm", (0.75, 0.75) if betas == "warm" else betas
+        momenta = [torch.from_numpy(oracle.gradients(i, n, np.float32, 1, edges=False)) for i, n in enumerate(LENGTHS)]
+        copies = there(momenta)
+        addresses = [m.data_ptr() for m in momenta]
+        counted = planes.kernels().interpolate_pack(
+            dtype.name, mode, segments(gradients), addresses, *betas, *planes_of[:2], vote_gradient=warm
+        )
+    on_device.pack(dtype.name, TENSORS, there(gradients), copies, betas, momenta is not None and warm, one_bit)
+    on_device.send_to_host()
+    assert on_device.packed or DEVICE.type != "cpu"
+    assert on_device.fetch(*planes_of[2:]) == (counted if not one_bit else (0, 0))
+    if not one_bit:
+        np.testing.assert_array_equal(planes_of[3], planes_of[1])
+        if betas is not None:  # a NaN of 16 bits may lose its sign when a GPU widens it, which nobody reads
+            planes_of[0] &= planes_of[1]
+            planes_of[2] &= planes_of[1]
+    np.testing.assert_array_equal(planes_of[2], planes_of[0])
+    for m, copy in zip(momenta or [], copies or [], strict=True):
+        assert same_bits(m, copy)
+
+
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("dtype", oracle.DTYPES, ids=str)
+def test_votes_and_steps(dtype, ties, on_device):
+    random = np.random.default_rng(5)
+    sign, nonzero = random.integers(0, 256, (2, PLANE_BYTES), dtype=np.uint8)
+    decided = Planes(sign & nonzero, nonzero) if ties else Planes(sign)
+    votes, outputs = inputs(dtype), there(inputs(dtype, 1))
+    planes.kernels().unpack(dtype.name, segments(votes), *decided)
+    received, _ = on_device.receive(decided)
+    on_device.unpack(dtype.name, TENSORS, outputs, received)
+    assert all(map(same_bits, votes, outputs))
+    for lr, decay in ((0.1, 0.0), (0.013, 0.3)):
+        parameters, copies = inputs(dtype), there(inputs(dtype))
+        planes.kernels().apply(dtype.name, segments(parameters), *decided, lr, decay)
+        received, scalars = on_device.receive(decided, [7.0, lr, decay])
+        on_device.apply(dtype.name, TENSORS, copies, received, scalars[1:], decay != 0)
+        assert all(map(same_bits, parameters, copies))
+
+
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+def test_bfloat16_is_rounded_to_nearest_even(on_device):
+    """x - lr with x = 1 and lr = k / 512 ends half way between two numbers for each odd k: ties of both directions."""
+    lengths = (64,)
+    tensors, one = staging.Tensors(lengths, (0,), (0,)), staging.Staging(DEVICE, 8, lengths)
+    for k in range(1, 64):
+        x = torch.ones(64, dtype=torch.bfloat16, device=DEVICE)
+        received, scalars = one.receive(Planes(np.zeros(8, np.uint8)), [k / 512, 0.0])
+        one.apply("bfloat16", tensors, [x], received, scalars, False)
+        expected = torch.tensor(1 - k / 512, dtype=torch.float64).to(torch.bfloat16)
+        assert (x.cpu() == expected).all(), k
+
+
+def test_what_was_not_packed_stays_as_it_is_on_the_host(on_device):
+    """Some tensors of a bucket are elsewhere, or have no gradient in this step."""
+    some = staging.Tensors(LENGTHS[5:7], OFFSETS[5:7], (5, 6))
+    gradients = [torch.full((n,), -1.0, device=DEVICE) for n in LENGTHS[5:7]]
+    on_device.pack("float32", some, gradients, None, None, False, False)
+    on_device.send_to_host()
+    sign, nonzero = np.full((2, PLANE_BYTES), 0x55, np.uint8)
+    assert on_device.fetch(sign, nonzero) == (0, 0)
+    packed = slice(OFFSETS[5], OFFSETS[7])
+    assert (nonzero[packed] == 0xFF).all()
+    for plane in (sign, nonzero):
+        assert (np.delete(plane, np.arange(packed.start, packed.stop)) == 0x55).all()
+    assert np.unpackbits(sign[packed]).sum() == sum(LENGTHS[5:7])
+    sign[:] = 0x55
+    on_device.fetch(sign, nonzero)  # nothing is fetched twice
+    assert (sign == 0x55).all()
+
+
+def test_memory_that_cannot_be_pinned_is_said_once(monkeypatch):
+    monkeypatch.setattr(queues, "_has_streams", lambda device: True)
+    monkeypatch.setattr(queues, "_pageable", [])
+    if torch.cuda.is_available():
+        pytest.skip("there is pinned memory here")
+    with pytest.warns(RuntimeWarning, match="no pinned memory for the bits of votes") as warned:
+        for _ in range(2):
+            assert queues.pinned(3, torch.device("cpu")).shape == (3,)
+    assert len(warned) == 1
+
+
+def test_kernels_are_chosen_by_name(monkeypatch):
+    monkeypatch.setenv("HOROVOD_SIGN_TORCH_KERNELS", "operations")
+    assert devices.forced() == "operations"
+    monkeypatch.setenv("HOROVOD_SIGN_TORCH_KERNELS", "auto")
+    assert devices.forced() is None
+    monkeypatch.setenv("HOROVOD_SIGN_TORCH_KERNELS", "trition")
+    with pytest.raises(ValueError, match=r"'trition' names no kernels: take one of auto, triton, operations"):
+        devices.forced()
+
+
+class Counted(TorchDispatchMode):
+    """What is asked of a device: operations that launch something, and those for which the host waits."""
+
+    VIEWS = ("view", "as_strided", "slice", "select", "detach", "unsqueeze", "expand", "alias", "unbind", "empty")
+    WAITS = ("_local_scalar_dense", "equal", "is_nonzero", "nonzero")
+
+    def __init__(self):
+        super().__init__()
+        self.launches, self.waits = [], []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        if name.rstrip("_") in self.WAITS:
+            self.waits.append(name)
+        elif not name.startswith(self.VIEWS):
+            self.launches.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+@pytest.mark.parametrize("momentum", [False, True])
+@pytest.mark.parametrize(("kernels", "most"), [("triton", 40), ("operations", 5 * 60)])
+def test_launches_of_a_step(kernels, most, momentum, monkeypatch):
+    """161 tensors in 5 buckets, as of a ResNet-50 with buckets of 25 MB; a step that is not the first."""
+    use_kernels(monkeypatch, kernels)
+    parameters = [
+        torch.nn.Parameter(torch.zeros(n, device=DEVICE)) for n in np.random.default_rng(0).integers(1, 400, 161)
+    ]
+    rule = rules.signum(0.9) if momentum else rules.signsgd()
+    voter = OneRank([{"params": parameters, "lr": 0.1, "weight_decay": 0.1}], rule)
+    total = sum(p.numel() for p in parameters)
+    buckets = make_buckets(voter, dict.fromkeys(parameters, "p"), 4 * total // 5 + 1600)
+    assert len(buckets) in (5, 6)
+    launched, launch = [], triton_kernels.TritonKernels._launch
+
+    def count(kernel, *arguments, **options):
+        launched.append(kernel)
+        with _disable_current_modes():  # Triton's interpreter is Python, which asks for much by itself
+            launch(kernel, *arguments, **options)
+
+    monkeypatch.setattr(triton_kernels.TritonKernels, "_launch", staticmethod(count))
+    with torch.no_grad():
+        for p in parameters:
+            p.grad = torch.ones_like(p)
+        for _ in range(2):
+            launched.clear()
+            counted = Counted()
+            for bucket in buckets:
+                with counted:
+                    for slot in bucket.slots:
+                        bucket.arrived(slot)
+                    bucket.launch(True)
+                waits_in_hooks = list(counted.waits)
+                ballot = bucket.collect()
+                with counted:
+                    bucket.take_step(ballot)
+    assert not waits_in_hooks
+    assert not counted.waits
+    assert len(launched) == (2 * len(buckets) if kernels == "triton" else 0)
+    assert len(launched) + len(counted.launches) <= most, counted.launches
+
+
+def test_counts_begin_anew(on_device):
+    for values, counted in ((0.0, sum(LENGTHS)), (1.0, 0), (torch.nan, sum(LENGTHS))):
+        gradients = [torch.full((n,), values, device=DEVICE) for n in LENGTHS]
+        on_device.pack("float32", TENSORS, gradients, None, None, False, False)
+        on_device.send_to_host()
+        found = on_device.fetch(*np.zeros((2, PLANE_BYTES), np.uint8))
+        assert found == ((0, counted) if np.isnan(values) else (counted, 0))
+        on_device.forget()
+
+
+def test_gradients_that_have_moved_are_found(on_device):
+    """As they do when they are freed after each step, or when a model moves."""
+    kept = []
+    for sign in (1.0, -1.0, 1.0):
+        kept.append([torch.full((n,), sign, device=DEVICE) for n in LENGTHS])
+        on_device.pack("float32", TENSORS, kept[-1], None, None, False, False)
+        on_device.send_to_host()
+        plane, nonzero = np.zeros((2, PLANE_BYTES), np.uint8)
+        on_device.fetch(plane, nonzero)
+        assert np.unpackbits(plane).sum() == (sum(LENGTHS) if sign < 0 else 0)
+        on_device.forget()
+
+
+class Slow:
+    """A bucket whose device takes its time."""
+
+    def __init__(self, bucket):
+        self._bucket, self.asked = bucket, 0
+        for slot in bucket.slots:
+            slot.bucket = self
+
+    def __getattr__(self, name):
+        return getattr(self._bucket, name)
+
+    @property
+    def packed(self) -> bool:
+        self.asked += 1
+        return self.asked > 3
+
+    def collect(self):
+        assert self.asked > 3, "it is not packed yet"
+        return self._bucket.collect()
+
+
+def test_a_vote_waits_until_its_ballot_is_packed():
+    """And the host goes on meanwhile, to whatever else is under way."""
+    parameters = [torch.nn.Parameter(torch.zeros(3)) for _ in range(2)]
+    voter = OneRank([{"params": parameters, "lr": 0.5, "weight_decay": 0.0}])
+    buckets = [Slow(bucket) for bucket in make_buckets(voter, dict.fromkeys(parameters, "p"), 12)]
+    pipeline = Pipeline(buckets, Alone(), "exchange", True, 1, "slow")
+    sum(p.sum() for p in parameters).backward()
+    assert [bucket.asked > 0 for bucket in buckets] == [True, True]
+    with torch.no_grad():
+        for bucket, decided in pipeline.decisions():
+            bucket.take_step(decided)
+    for p in parameters:
+        assert p.tolist() == [-0.5] * 3
+    assert not pipeline.started
+
+
+class Alone:
+    """`Collectives` of one rank, which has nothing to ask for."""
+
+    rank, size, ordered = 0, 1, False
+
+    def idle(self):
+        pass
