@@ -30,6 +30,7 @@ def parse_arguments():
     parser.add_argument("--rounds", type=int, default=9, help="default: 9")
     parser.add_argument("--threads", type=int, default=1, help="of torch, and of the kernels, in each rank; default: 1")
     parser.add_argument("--pause-ms", type=float, default=0.0, help="that backward sleeps besides; default: 0")
+    parser.add_argument("--device", default="cpu", help="of the model: cpu (default) or cuda, which ranks then share")
     parser.add_argument("--rate", default="unshaped", help="what the links are shaped to, for the record")
     parser.add_argument("--json", help="file to append results to")
     return parser.parse_args()
@@ -82,6 +83,8 @@ class Trainer:
         x.sum().backward()
         if self.optimizer:
             self.optimizer.step()
+        if x.is_cuda:
+            torch.cuda.synchronize()
 
 
 def _pauses(gradients: list[torch.Tensor], seconds: float, each: float = 0.01) -> list[float]:
@@ -150,17 +153,20 @@ def main():
     torch.set_num_threads(args.threads)
     generator = torch.Generator().manual_seed(hvd.rank())
     sizes = [int(args.coordinates / 10)] * 10 if args.coordinates else resnet50_sizes()
-    gradients = [torch.randn(n, generator=generator) for n in sizes]
+    gradients = [torch.randn(n, generator=generator).to(args.device) for n in sizes]
     names = ["backward", *(name for name in args.methods if name != "backward")]
     trainers = {name: Trainer(METHODS[name], gradients, 1e-3 * args.pause_ms) for name in names}
     results = side_by_side({name: each.step for name, each in trainers.items()}, args.rounds)
     coordinates = sum(map(len, gradients))
-    what = {"kind": "step", "rate": args.rate, "pause_ms": args.pause_ms}
+    what = {"kind": "step", "rate": args.rate, "pause_ms": args.pause_ms, "device": args.device}
     what |= {"coordinates": coordinates, "tensors": len(gradients)}
     records = [record(what, name, rounds) for name, rounds in results.items()]
     save(args.json, records)
     if MPI.COMM_WORLD.rank == 0:
-        alone, where = records[0]["ms"], f"{coordinates / 1e6:.3g} M coordinates, {hvd.size()} ranks, {args.rate}"
+        alone, where = (
+            records[0]["ms"],
+            f"{coordinates / 1e6:.3g} M coordinates, {hvd.size()} ranks, {args.rate}, {args.device}",
+        )
         show(f"training step, {where}; backward alone {alone:.1f} ms; what each adds to it:", records[1:], alone)
         show_communication({r["method"]: r["ms"] for r in records})
 

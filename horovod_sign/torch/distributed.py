@@ -86,7 +86,7 @@ def DistributedOptimizer(
         abstain: zeros, NaN and ties are 0 (True), or +1 (False), which saves the bits that tell them apart: a third of
             all at even rank counts.
         transport: "exchange", "counts" (which works with `hvd.join()`), both by Horovod's engine, or "auto": what costs
-            least for so many coordinates and ranks by `horovod_sign.voting.choice`. Small models on CPUs are then
+            least for so many coordinates and ranks by `horovod_sign.voting.choice`. Small models are then
             voted on by MPI itself, in `step`, if mpi4py is installed.
         bucket_cap_mb: megabytes (10^6 bytes) of gradients in one vote, as in PyTorch's DistributedDataParallel; votes
             overlap with backward and with each other, but each costs some milliseconds by itself.

@@ -7,7 +7,6 @@ from horovod_sign.torch import direct
 from horovod_sign.torch.collectives import HorovodCollectives
 from horovod_sign.torch.hierarchy import NodeCollectives
 from horovod_sign.torch.nodes import Nodes
-from horovod_sign.torch.planes import has_kernels
 from horovod_sign.voting.choice import choose
 from horovod_sign.voting.collectives import Collectives
 
@@ -31,8 +30,7 @@ def carriers(parameters, options, name: str, agreed: bool, nodes: Nodes | None =
     coordinates = sum(p.numel() for p in parameters)
     if nodes is not None:
         return choose(coordinates, engine.size, options.abstain, can_go_direct=False), engine
-    able = int(all(map(has_kernels, parameters)) and direct.available(options.process_set))
-    able = torch.tensor([able], device="cpu")
+    able = torch.tensor([int(direct.available(options.process_set))], device="cpu")
     able = bool(hvd.allreduce(able, name=f"{name}.able", op=hvd.Min, process_set=options.process_set))
     way = choose(coordinates, engine.size, options.abstain, able)
     if way != "direct":
