@@ -222,10 +222,24 @@ def count_calls(args):
             trainer.optimizer.step()
             waits_in_backward = "; torch says that backward never waits"
         backward, step = _calls(trainer.backward), _calls(trainer.optimizer.step)
+        seconds = sorted(_step_by_itself(trainer) for _ in range(9))[4]
         if hvd.rank() == 0:
             beyond = {k: backward[k] - alone[k] for k in backward} if name != "alone" else backward
             alone = backward if name == "alone" else alone
-            print(f"  {name:18} backward {beyond}, step {step}{waits_in_backward}", flush=True)
+            print(
+                f"  {name:18} backward {beyond}, step {step}, {1e3 * seconds:.1f} ms by itself{waits_in_backward}",
+                flush=True,
+            )
+
+
+def _step_by_itself(trainer) -> float:
+    """Seconds of a step that begins when backward has ended on the device, so that nothing overlaps."""
+    trainer.backward()
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    trainer.optimizer.step()
+    torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
 def _calls(run) -> dict[str, int]:

@@ -26,6 +26,7 @@ from horovod_sign.torch.compression import SignCompressor
 from horovod_sign.torch.foreign import load_own
 from horovod_sign.torch.optimizers import SignOptimizer, momentum_buffer, take_step
 from horovod_sign.torch.pipeline import OTHER_LOSS
+from horovod_sign.torch.planes import check_kernels
 from horovod_sign.torch.sparse import make_sparse
 from horovod_sign.torch.spent import Spent
 from horovod_sign.torch.votes import Options, Votes
@@ -140,6 +141,7 @@ def DistributedOptimizer(
         if named_parameters is not None:
             check_named(trainable(optimizer, labels), labels)
         check_parameters(trainable(optimizer, labels))
+        check_kernels(trainable(optimizer, labels))
         options = Options(
             kind=f"{type(optimizer).__name__}, {rule}",
             abstain=bool(abstain),

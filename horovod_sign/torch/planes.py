@@ -1,5 +1,7 @@
 """One tensor to bit planes and back, by the native kernels on a CPU and by those of `devices` elsewhere."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 
@@ -31,6 +33,21 @@ def check_votable(name: str, tensor: torch.Tensor):
 def has_kernels(tensor: torch.Tensor) -> bool:
     """Whether the native kernels handle the device of `tensor`; `devices` handles all others."""
     return tensor.device.type == "cpu" and _FORCED is None
+
+
+def check_kernels(tensors: Iterable[torch.Tensor]):
+    """Raises RuntimeError unless the kernels for the devices of these tensors run: Triton compiles them on each host.
+
+    By the way they are compiled before the first step.
+    """
+    for device in {t.device for t in tensors if not has_kernels(t)}:
+        try:
+            pack(torch.ones(1, device=device), abstain=True)
+        except Exception as error:
+            raise RuntimeError(
+                f"votes cannot be packed on {device} ({type(error).__name__}: {error}). Triton compiles its kernels on "
+                "each host, by a C compiler; HOROVOD_SIGN_TORCH_KERNELS=operations does without it, on all ranks"
+            ) from error
 
 
 def kernels() -> native.Kernels:

@@ -15,6 +15,7 @@ from mpi4py import MPI
 from ranks import RANK, SIZE
 
 import horovod_sign.torch as hvs
+from horovod_sign.torch import planes
 
 RANKS = (2,)  # an even number, where votes tie; how many there are is no affair of the device
 
@@ -324,3 +325,16 @@ def test_dtypes(kind, dtype, monkeypatch):
         results.append(training.results())
     unlike = [i for i, pair in enumerate(zip(*results, strict=True)) if not np.array_equal(*pair, equal_nan=True)]
     assert MPI.COMM_WORLD.allgather(unlike) == [[]] * SIZE
+
+
+def test_kernels_that_do_not_run_are_told_to_all(monkeypatch):
+    """As where one host has no compiler."""
+
+    def broken(tensor, abstain):
+        raise OSError("Failed to find C compiler")
+
+    use_kernels(monkeypatch, "operations")
+    if RANK == 1:
+        monkeypatch.setattr(planes, "_pack_there", broken)
+    with pytest.raises((RuntimeError, ValueError), match=r"packed on cpu \(OSError: Failed to find C compiler"):
+        Script(torch.device("cpu"))
