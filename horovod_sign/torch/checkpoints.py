@@ -41,7 +41,7 @@ def gather_state_dict(optimizer, root_rank: int = 0) -> dict | None:
         name = f"horovod_sign.torch.gather_state_dict.{key}"
         gathered = hvd.allgather(momentum.contiguous()[None], name=name, process_set=process_set)
         if is_root:
-            momenta[key] = gathered
+            momenta[key] = gathered.cpu()  # a device holds those of one parameter at a time
     return {**state_dict, ALL_RANKS: {"ranks": process_set.size(), "momenta": momenta}} if is_root else None
 
 
