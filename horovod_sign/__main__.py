@@ -3,12 +3,14 @@
 python -m horovod_sign
 mpirun -np 4 python -m horovod_sign
 python -m horovod_sign --json
+mpirun -np 4 python -m horovod_sign advise --parameters 25.6e6
 """
 
 import argparse
 import sys
 
-from horovod_sign.doctor import command
+from horovod_sign.advise import command as advise
+from horovod_sign.doctor import command as doctor
 from horovod_sign.launched import speaks
 
 
@@ -33,7 +35,10 @@ def _parser() -> argparse.ArgumentParser:
         "program behind mpirun or horovodrun, and all ranks vote once. The exit status is 1 if no training could work.",
     )
     parser.add_argument("--json", action="store_true", help="print everything as JSON, for a bug report")
-    parser.set_defaults(run=lambda options: command.run(options.json))
+    parser.set_defaults(run=lambda options: doctor.run(options.json))
+    commands = parser.add_subparsers(title="commands", metavar="")
+    about = "measures the links between the ranks, and says what votes would cost a step"
+    advise.add_arguments(commands.add_parser("advise", help=about, description=f"{about}.".capitalize()))
     return parser
 
 

@@ -1,5 +1,6 @@
 """What is installed here, and how this process was started: plain values, which `--json` prints."""
 
+import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -52,6 +53,14 @@ def collect() -> dict:
 def binding():
     """Horovod for a framework that is there, or None."""
     return next((sys.modules[name] for name in BINDINGS if sys.modules.get(name) is not None), None)
+
+
+def import_binding():
+    """Imports Horovod for a framework that is there, if it is for any."""
+    for name in BINDINGS:
+        with contextlib.suppress(Exception):  # of any kind: frameworks that are broken raise what they like
+            importlib.import_module(name)
+            return
 
 
 def _versions(mpi: dict) -> dict[str, str | None]:

@@ -193,3 +193,13 @@ def test_separate_trainings_have_an_exit_status():
 def test_unknown_arguments_are_refused_once():
     status, output = run(ROOT / "ci" / "run", "2", sys.executable, "-m", "horovod_sign", "nonsense")
     assert status == 2 and output.count("unrecognized arguments: nonsense") == 1, output
+
+
+def test_advice_on_two_ranks():
+    """Measured, and printed once."""
+    command = (sys.executable, "-m", "horovod_sign", "advise", "--parameters", "1e5", "--json")
+    status, output = run(ROOT / "ci" / "run", "2", *command)
+    advice = json.loads(output)
+    assert status == 0 and advice["parameters"] == 100_000 and len(advice["predictions"]) == 1
+    measured = advice["predictions"][0]
+    assert measured["ranks"] == 2 and measured["now"]["one bit"] > 0 and measured["speeds"]["inside"]["alltoall"]
