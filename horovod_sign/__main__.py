@@ -36,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", action="store_true", help="print everything as JSON, for a bug report")
     parser.set_defaults(run=lambda options: doctor.run(options.json))
-    commands = parser.add_subparsers(title="commands", metavar="")
+    commands = parser.add_subparsers(title="commands", metavar="command")
     about = "measures the links between the ranks, and says what votes would cost a step"
     advise.add_arguments(commands.add_parser("advise", help=about, description=f"{about}.".capitalize()))
     return parser

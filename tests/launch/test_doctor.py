@@ -190,9 +190,13 @@ def test_separate_trainings_have_an_exit_status():
     assert (status, output) == (1, "")
 
 
-def test_unknown_arguments_are_refused_once():
-    status, output = run(ROOT / "ci" / "run", "2", sys.executable, "-m", "horovod_sign", "nonsense")
-    assert status == 2 and output.count("unrecognized arguments: nonsense") == 1, output
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [("nonsense", "argument command: invalid choice: 'nonsense'"), ("--sense", "unrecognized arguments: --sense")],
+)
+def test_unknown_arguments_are_refused_once(argument, words):
+    status, output = run(ROOT / "ci" / "run", "2", sys.executable, "-m", "horovod_sign", argument)
+    assert status == 2 and output.count(words) == 1, output
 
 
 def test_advice_on_two_ranks():
