@@ -1,7 +1,11 @@
 """`import horovod_sign.torch as hvd` has Horovod's names: its own objects, or ours in place of them."""
 
 import importlib
+import os
+import subprocess
+import sys
 import types
+from pathlib import Path
 
 import horovod.torch
 import names
@@ -50,3 +54,18 @@ def test_names_that_another_horovod_gains_or_lacks():
     assert horovod_sign.adopted.adopt(namespace, theirs, ["Compression"]) == ["buckets", "newly"]
     assert namespace["newly"] is print and namespace["buckets"] is len
     assert namespace["Compression"] is hvd.Compression and "elastic" not in namespace
+
+
+def test_a_horovod_without_its_library_is_one_sentence(tmp_path):
+    """Horovod for PyTorch then imports, and has no names."""
+    folder = tmp_path / "horovod" / "torch"
+    folder.mkdir(parents=True)
+    for path in (folder.parent / "__init__.py", folder / "__init__.py"):
+        path.write_text("")
+    program = "try:\n    import horovod_sign.torch\nexcept ImportError as error:\n    print(error)"
+    path = os.pathsep.join([str(tmp_path), str(Path(horovod_sign.adopted.__file__).parents[1])])
+    command = [sys.executable, "-c", program]
+    environment = {**os.environ, "PYTHONPATH": path}
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=100).stdout
+    assert said.startswith("horovod_sign.torch needs PyTorch and a Horovod built for it (") and said.count("\n") == 1
+    assert "pip install" in said
