@@ -13,6 +13,8 @@ For Keras models see `horovod_sign.tensorflow.keras`.
 
 from horovod_sign.tensorflow import advice
 
+if (_crash := advice.for_a_crash()) is not None:
+    raise ImportError(_crash)
 try:
     import horovod.tensorflow
     import tensorflow  # noqa: F401

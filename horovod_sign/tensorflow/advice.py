@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import sys
 
 _REINSTALL = "pip install tensorflow, then HOROVOD_WITH_TENSORFLOW=1 pip install --no-build-isolation horovod"
 
@@ -20,6 +21,14 @@ def for_tensorflow(error: ImportError) -> str:
         except Exception as reason:
             return _of_keras(reason)
     return f"{needs} ({error}): {_REINSTALL}"
+
+
+def for_a_crash() -> str | None:
+    """One sentence where Keras would load PyTorch, and it Triton, after TensorFlow: that is a segmentation fault."""
+    if os.environ.get("KERAS_BACKEND") != "torch" or "torch" in sys.modules or not importlib.util.find_spec("triton"):
+        return None
+    cannot = "Keras cannot start on KERAS_BACKEND=torch where TensorFlow is loaded before Triton"
+    return f"{cannot}, and horovod_sign needs it on TensorFlow: {_set_backend()}"
 
 
 def for_keras(error: ImportError) -> str:
