@@ -21,4 +21,6 @@ def parse_arguments(doc: str | None):
         "--data-dir", help="folder with the four *-ubyte.gz files; default: where ci/setup.sh puts them"
     )
     parser.add_argument("--log-interval", type=int, default=50, help="steps between lines of progress; default: 50")
+    parser.add_argument("--record", help="file to write accuracy over seconds and bytes to, as JSON lines (PyTorch)")
+    parser.add_argument("--evaluate-every", type=int, default=0, help="steps, besides the end of each epoch (PyTorch)")
     return parser.parse_args()

@@ -4,7 +4,6 @@ After Horovod's own pytorch_mnist.py. Lines that a plain Horovod script does not
 """
 
 import sys
-import time
 from pathlib import Path
 
 import horovod.torch as hvd
@@ -18,6 +17,7 @@ import horovod_sign.torch as hvs  # horovod_sign
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import data
 from arguments import LEARNING_RATES, parse_arguments
+from recording import Record
 
 
 def make_model():
@@ -47,15 +47,17 @@ def make_optimizer(args, model):
     return hvs.DistributedOptimizer(optimizer, named_parameters=model.named_parameters())  # horovod_sign
 
 
-def train(args, epoch, model, loader, optimizer, scheduler):
-    model.train()
+def train(args, epoch, model, loader, test_set, optimizer, scheduler, record):
     loader.sampler.set_epoch(epoch)
     for step, (images, labels) in enumerate(loader):
+        model.train()
         optimizer.zero_grad()
         loss = F.cross_entropy(model(images), labels)
         loss.backward()
         optimizer.step()
         scheduler.step()
+        if record.step(bytes_sent(args, model, optimizer)):
+            evaluate(model, test_set, record)
         if hvd.rank() == 0 and step % args.log_interval == 0:
             print(f"epoch {epoch}  step {step:4d}/{len(loader)}  loss {loss.item():.4f}", flush=True)
 
@@ -71,12 +73,27 @@ def test(model, dataset):
     return hvd.allreduce(right, name="right", op=hvd.Sum).item() / len(dataset)
 
 
-def describe_bytes(args, optimizer, coordinates):
-    """What one rank sends in a step, beside what a float32 ring allreduce would have sent."""
-    float32 = 2 * (hvd.size() - 1) * coordinates * 4 // hvd.size()
-    sent = float32 if args.optimizer == "sgd" else optimizer.bytes_sent  # horovod_sign
+def evaluate(model, dataset, record):
+    with record.paused():
+        accuracy = test(model, dataset)
+        record.evaluated(accuracy)
+    return accuracy
+
+
+def float32_bytes(model):
+    """What a ring allreduce of float32 gradients sends, of each rank in a step."""
+    coordinates = sum(p.numel() for p in model.parameters())
+    return 2 * (hvd.size() - 1) * coordinates * 4 // hvd.size()
+
+
+def bytes_sent(args, model, optimizer):
+    return float32_bytes(model) if args.optimizer == "sgd" else optimizer.bytes_sent  # horovod_sign
+
+
+def describe_bytes(args, model, optimizer):
+    sent, float32 = bytes_sent(args, model, optimizer), float32_bytes(model)
     ratio = f", {float32 / sent:.1f}x less than float32's {float32:,}" if 0 < sent < float32 else ""
-    return f"bytes sent per step and rank: {sent:,}{ratio} ({coordinates:,} coordinates, {hvd.size()} ranks)"
+    return f"bytes sent per step and rank: {sent:,}{ratio} ({hvd.size()} ranks)"
 
 
 def main():
@@ -99,17 +116,17 @@ def main():
     hvd.broadcast_parameters(model.state_dict(), root_rank=0)
     hvd.broadcast_optimizer_state(optimizer, root_rank=0)
 
-    coordinates = sum(p.numel() for p in model.parameters())
+    path = args.record if hvd.rank() == 0 else None
+    record = Record(path, args.evaluate_every, optimizer=args.optimizer, data=images.name, ranks=hvd.size())
     if hvd.rank() == 0:
         print(f"{args.optimizer} on {images.name}: {len(train_set):,} images, {hvd.size()} ranks", flush=True)
-    start = time.time()
     for epoch in range(1, args.epochs + 1):
-        train(args, epoch, model, loader, optimizer, scheduler)
-        accuracy = test(model, test_set)
+        train(args, epoch, model, loader, test_set, optimizer, scheduler, record)
+        accuracy = evaluate(model, test_set, record)
         if hvd.rank() == 0:
-            print(f"epoch {epoch}  test accuracy {100 * accuracy:.2f} %  ({time.time() - start:.0f} s)", flush=True)
+            print(f"epoch {epoch}  test accuracy {100 * accuracy:.2f} %  ({record.seconds:.0f} s)", flush=True)
     if hvd.rank() == 0:
-        print(describe_bytes(args, optimizer, coordinates), flush=True)
+        print(describe_bytes(args, model, optimizer), flush=True)
 
 
 if __name__ == "__main__":

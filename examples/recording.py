@@ -1,0 +1,50 @@
+"""What a training was like, for tables and pictures: accuracy over seconds of training, and over bytes sent."""
+
+import json
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class Record:
+    """Counts steps, seconds and bytes, and writes a line of JSON at each evaluation, whose time does not count.
+
+    Args:
+        path: the file, which is made anew; None: nothing is written (also on all ranks but one).
+        every: steps from one evaluation to the next; 0: none but those asked for.
+        about: what to write beside, in each line.
+    """
+
+    def __init__(self, path: str | None, every: int, **about):
+        self._path, self._every, self._about = path and Path(path), every, about
+        self.steps, self.bytes, self.seconds = 0, 0, 0.0
+        self._since = time.perf_counter()
+        if self._path:
+            self._path.write_text("")
+
+    def step(self, bytes_sent: int) -> bool:
+        """A step has been taken. Returns whether an evaluation is due, the same on all ranks."""
+        self.steps += 1
+        self.bytes += bytes_sent
+        return bool(self._every) and self.steps % self._every == 0
+
+    @contextmanager
+    def paused(self):
+        """What is inside is not training."""
+        self.seconds += time.perf_counter() - self._since
+        try:
+            yield
+        finally:
+            self._since = time.perf_counter()
+
+    def evaluated(self, accuracy: float):
+        """Writes a line. To be called inside `paused`."""
+        line = {"step": self.steps, "seconds": self.seconds, "bytes": self.bytes, "accuracy": accuracy}
+        if self._path:
+            with self._path.open("a") as file:
+                file.write(json.dumps({**self._about, **line}) + "\n")
+
+
+def read(path: str) -> list[dict]:
+    """The lines of a file."""
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
