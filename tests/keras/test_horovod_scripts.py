@@ -119,6 +119,10 @@ def test_wrappers_of_what_cannot_vote_are_one_sentence():
         hvs_tf.PartialDistributedGradientTape(tape, local_layers=net.layers)
     with pytest.raises(TypeError, match=r"GradientDescentOptimizer of TensorFlow 1: take one of keras\.optimizers"):
         hvs_tf.DistributedOptimizer(tf.compat.v1.train.GradientDescentOptimizer(0.1))
+    with pytest.raises(TypeError, match=r"got '': if it is Horovod's device_dense, given by position"):
+        hvs_tf.DistributedGradientTape(tape, "")
+    with pytest.raises(TypeError, match=r"got '': if it is Horovod's device_dense, given by position"):
+        hvs.DistributedOptimizer(keras.optimizers.SGD(), None, "")
     with pytest.raises(TypeError, match=r"no legacy_opts: Keras 3 has no legacy optimizers"):
         hvs.load_model("model.keras", legacy_opts=True)
 
@@ -142,7 +146,10 @@ def test_local_variables_are_one_sentence():
         hvs.DistributedOptimizer(hvs.SignSGD(0.1)).register_local_var(net.trainable_variables[0])
     with pytest.raises(NotImplementedError, match=r"local_variables"):
         hvs.callbacks.BroadcastGlobalVariablesCallback(0, local_variables=[net.trainable_variables[0]])
+    with pytest.raises(NotImplementedError, match=r"local_variables"):  # Horovod's order
+        hvs.callbacks.BroadcastGlobalVariablesCallback(0, "", [net.trainable_variables[0]])
     hvs.callbacks.BroadcastGlobalVariablesCallback(0, local_variables=None)
+    assert hvs.callbacks.BroadcastGlobalVariablesCallback(0, "", []).process_set is hvd.global_process_set
 
 
 def test_load_model_with_an_optimizer_of_ones_own(tmp_path):

@@ -54,6 +54,8 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
 
     def __init__(self, root_rank: int, device: str = "", process_set=hvd.global_process_set, local_variables=None):
         super().__init__()
+        if isinstance(process_set, list | tuple):  # Horovod's order: root_rank, device, local_variables
+            local_variables, process_set = process_set, hvd.global_process_set
         if local_variables:
             raise NotImplementedError(
                 "local_variables are not possible: votes are on all variables of a model, so that all start alike; "
