@@ -12,13 +12,18 @@ import sys
 import time
 import warnings
 from collections import Counter
+from pathlib import Path
 
 import horovod.torch as hvd
 import torch
-import torch_tasks as tasks
 from mpi4py import MPI
 
 import horovod_sign.torch as hvs
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
+sys.path.insert(0, str(Path(__file__).resolve().parent / "support"))
+import torch_tasks as tasks
+from progress import Progress
 
 FAULTS = ["nan", "inf", "overflow", "no gradient", "flipped", "constant", "silent", "late", "unused"]
 SHARED = ["checkpoint", "freeze", "unfreeze", "synchronize", "empty step"]
@@ -117,14 +122,18 @@ def main(steps: int):
     hvd.init()
     warnings.simplefilter("ignore")
     soak, memory, started = Soak(), math.nan, time.perf_counter()
-    for number in range(steps):
+    progress = Progress(range(steps), "soak", shown=hvd.rank() == 0, lines=False)
+    for number in progress:
         soak.step(number)
         if number % 100 == 99:
             soak.check()
             memory = resident_mb() if number // 100 == min(2, steps // 200) else memory
-            if hvd.rank() == 0:
+            if hvd.rank() == 0 and progress.in_terminal:
+                progress.note(f"{resident_mb():.1f} MB")
+            elif hvd.rank() == 0:
                 passed = time.perf_counter() - started
-                print(f"step {number + 1}: {resident_mb():.1f} MB, {passed:.0f} s", flush=True)
+                left = passed / (number + 1) * (steps - number - 1)
+                print(f"step {number + 1}: {resident_mb():.1f} MB, {passed:.0f} s, {left:.0f} s left", flush=True)
     soak.check()
     grown = MPI.COMM_WORLD.allgather((memory, resident_mb()))
     struck = sum(MPI.COMM_WORLD.allgather(soak.struck), Counter())

@@ -15,10 +15,19 @@ These settings keep it, here as in training (a GPU has TensorFlow's own allocato
 """
 
 import argparse
+import contextlib
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 from mpi4py import MPI
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from progress import Progress
+
+with contextlib.suppress(ImportError):
+    import triton  # noqa: F401  torch's: loaded after TensorFlow it is a segmentation fault
 
 comm = MPI.COMM_WORLD
 
@@ -112,9 +121,11 @@ def median_ms(times: list[float]) -> float:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--momentum", type=float, default=0.0, help="vote by Signum; 0: by signSGD")
-    parser.add_argument("--transport", default="exchange", choices=["exchange", "counts"])
+    parser.add_argument("--rounds", type=int, default=20, help="of which medians are taken; default: 20")
+    parser.add_argument("--momentum", type=float, default=0.0, help="vote by Signum; default: 0, by signSGD")
+    parser.add_argument(
+        "--transport", default="exchange", choices=["exchange", "counts"], help="of the votes; default: exchange"
+    )
     args = parser.parse_args()
 
     random = np.random.default_rng(comm.rank)
@@ -125,7 +136,7 @@ def main():
         "PyTorch": torch_contender(gradients, args.momentum, args.transport),
     }
     times = {(name, what): [] for name in contenders for what in ("vote", "step")}
-    for round_number in range(args.rounds + 3):
+    for round_number in Progress(range(args.rounds + 3), "adapters", unit="round", shown=comm.rank == 0):
         votes = {}
         for name, (set_up, *actions) in contenders.items():
             set_up()

@@ -22,14 +22,14 @@ LR = 0.001
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__ and __doc__.splitlines()[0])
-    parser.add_argument("what", choices=["kernels", "step", "count", "same"])
+    parser.add_argument("what", choices=["kernels", "step", "count", "same"], help="see the list above")
     parser.add_argument("--coordinates", type=float, nargs="+", default=[25.6e6, 256e6], help="of kernels")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], help="of kernels and same")
     parser.add_argument("--tiles", type=int, nargs="+", help="coordinates a program, to try; default: the package's")
     parser.add_argument("--warps", type=int, nargs="+", help="of a program, to try; default: the package's")
     parser.add_argument("--methods", nargs="+", help="of step and count; default: all")
     parser.add_argument("--batch", type=int, default=32, help="images a rank; default: 32")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=15, help="of step; default: 15")
     parser.add_argument("--json", help="file to append results to")
     return parser.parse_args()
 

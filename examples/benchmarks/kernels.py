@@ -19,10 +19,14 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from horovod_sign.algebra import native
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from progress import Progress
 
 
 @dataclass
@@ -208,12 +212,14 @@ def measure(case, rounds):
 def main():
     """Parses arguments, runs the cases, prints the table."""
     parser = argparse.ArgumentParser(description=__doc__ and __doc__.split("\n")[0])
-    parser.add_argument("--coordinates", type=int, default=25_600_000)
-    parser.add_argument("--rounds", type=int, default=31)
-    parser.add_argument("--set", choices=native.supported(), default=native.kernels().name)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--coordinates", type=int, default=25_600_000, help="float32; default: 25,600,000")
+    parser.add_argument("--rounds", type=int, default=31, help="of which medians are taken; default: 31")
+    parser.add_argument(
+        "--set", choices=native.supported(), default=native.kernels().name, help="of kernels; default: the best here"
+    )
+    parser.add_argument("--threads", type=int, default=1, help="of the kernels; default: 1")
     parser.add_argument("--only", default="", help="run only the kernels whose name has this in it")
-    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--json", metavar="FILE", help="to write the table to")
     arguments = parser.parse_args()
 
     kernels = native.Kernels(arguments.set)
@@ -223,8 +229,7 @@ def main():
     print(f"{'kernel':22s} {'ms':>8s} {'GB/s':>6s} {'ratio':>6s} {'median':>7s} {'quartiles':>12s}  limit (its ms)")
     rows = []
     chosen = [case for case in cases(kernels, arguments.coordinates) if arguments.only in case.name]
-    for i, case in enumerate(chosen):
-        print(f"\r{i + 1}/{len(chosen)} {case.name:30s}\r", end="", file=sys.stderr, flush=True)
+    for case in Progress(chosen, "kernels", unit="kernel"):
         row = measure(case, arguments.rounds)
         rows.append(row)
         low, high = row["ratio_quartiles"]
@@ -233,7 +238,6 @@ def main():
             f"{row['ratio_median']:7.2f} {low:5.2f} - {high:4.2f}  {row['limit']} ({row['limit_ms']:.3f})",
             flush=True,
         )
-    print(" " * 40, end="\r", file=sys.stderr)
     if arguments.json:
         with open(arguments.json, "w") as file:
             json.dump({**vars(arguments), "kernels": rows}, file, indent=2)

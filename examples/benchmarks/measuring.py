@@ -9,6 +9,9 @@ from pathlib import Path
 
 from mpi4py import MPI
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from progress import Progress
+
 LINK = Path("/sys/class/net/eth0/statistics")
 
 
@@ -26,7 +29,8 @@ def side_by_side(methods: dict[str, Callable[[], None]], rounds: int, warmup: in
     """
     comm = MPI.COMM_WORLD
     results: dict[str, list[dict]] = {name: [] for name in methods}
-    for i in range(-warmup, rounds):
+    in_turn = range(-warmup, rounds)
+    for i in Progress(in_turn, "side by side", unit="round", shown=comm.rank == 0):
         for name, run in methods.items():
             comm.Barrier()
             sent, start = link_bytes(), time.perf_counter()
@@ -36,15 +40,7 @@ def side_by_side(methods: dict[str, Callable[[], None]], rounds: int, warmup: in
             if i >= 0:
                 worst = comm.allreduce(milliseconds, MPI.MAX), comm.allreduce(link_bytes() - sent, MPI.MAX)
                 results[name].append({"ms": worst[0], "bytes": worst[1]})
-        progress(f"round {i + 1} of {rounds}")
-    progress("", end="\r")
     return results
-
-
-def progress(text: str, end: str = "\r"):
-    """Shows on rank 0, on the terminal alone, how far it is."""
-    if MPI.COMM_WORLD.rank == 0:
-        print(f"{text:60}", end=end, file=sys.stderr, flush=True)
 
 
 def record(what: dict, method: str, rounds: list[dict]) -> dict:

@@ -25,9 +25,9 @@ LR = 0.01
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__ and __doc__.splitlines()[0])
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=USUAL, help=f"default: {USUAL}")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=USUAL, help=f"to compare; default: {USUAL}")
     parser.add_argument("--coordinates", type=float, help="of a model of 10 equal parameters; default: ResNet-50")
-    parser.add_argument("--rounds", type=int, default=9, help="default: 9")
+    parser.add_argument("--rounds", type=int, default=9, help="of which medians are taken; default: 9")
     parser.add_argument("--threads", type=int, default=1, help="of torch, and of the kernels, in each rank; default: 1")
     parser.add_argument("--pause-ms", type=float, default=0.0, help="that backward sleeps besides; default: 0")
     parser.add_argument("--device", default="cpu", help="of the model: cpu (default) or cuda, which ranks then share")

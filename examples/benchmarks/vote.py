@@ -27,9 +27,9 @@ LR = 0.01
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__ and __doc__.splitlines()[0])
     parser.add_argument(
-        "--coordinates", type=float, nargs="+", default=[1e5, 1e6, 25.6e6], help="default: 1e5 1e6 25.6e6"
+        "--coordinates", type=float, nargs="+", default=[1e5, 1e6, 25.6e6], help="to vote on; default: 1e5 1e6 25.6e6"
     )
-    parser.add_argument("--rounds", type=int, default=7, help="default: 7")
+    parser.add_argument("--rounds", type=int, default=7, help="of which medians are taken; default: 7")
     parser.add_argument("--abstain", action="store_true", help="zeros and ties are 0, as by default in training")
     parser.add_argument("--rate", default="unshaped", help="what the links are shaped to, for the record")
     parser.add_argument("--json", help="file to append results to")
