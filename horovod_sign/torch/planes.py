@@ -32,7 +32,7 @@ def check_votable(name: str, tensor: torch.Tensor):
 
 def has_kernels(tensor: torch.Tensor) -> bool:
     """Whether the native kernels handle the device of `tensor`; `devices` handles all others."""
-    return tensor.device.type == "cpu" and _FORCED is None
+    return tensor.is_cpu and _FORCED is None
 
 
 def check_kernels(tensors: Iterable[torch.Tensor]):
