@@ -29,12 +29,25 @@ def adopt(namespace: dict, theirs: ModuleType, ours: list[str]) -> list[str]:
         adopted.append(name)
         if isinstance(value, ModuleType):
             sys.modules.setdefault(f"{namespace['__name__']}.{name}", value)
+    namespace.setdefault("__getattr__", _of_late_names(namespace["__name__"], theirs, own_modules))
     return adopted
 
 
 def public_names(theirs: ModuleType) -> list[str]:
     """The names of a module of Horovod's that are meant for its users: not those of other packages' modules."""
     return [name for name in dir(theirs) if not name.startswith("_") and _is_horovods(getattr(theirs, name))]
+
+
+def _of_late_names(ours: str, theirs: ModuleType, own_modules: set[str]):
+    """A module's `__getattr__`, for modules of Horovod's that are imported after ours. None of them is one of ours."""
+
+    def __getattr__(name: str):
+        public = not name.startswith("_") and name not in own_modules and hasattr(theirs, name)
+        if not public or not _is_horovods(getattr(theirs, name)):
+            raise AttributeError(f"module {ours!r} has no attribute {name!r}")
+        return getattr(theirs, name)
+
+    return __getattr__
 
 
 def _is_horovods(value) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import horovod.torch
 import names
+import pytest
 
 import horovod_sign.adopted
 import horovod_sign.torch as hvd
@@ -54,6 +55,12 @@ def test_names_that_another_horovod_gains_or_lacks():
     assert horovod_sign.adopted.adopt(namespace, theirs, ["Compression"]) == ["buckets", "newly"]
     assert namespace["newly"] is print and namespace["buckets"] is len
     assert namespace["Compression"] is hvd.Compression and "elastic" not in namespace
+    theirs.later = types.ModuleType("horovod.torch.later")
+    late = namespace["__getattr__"]
+    assert late("later") is theirs.later
+    for name in ("elastic", "os", "nothing", "_private"):  # ours, nobody's
+        with pytest.raises(AttributeError, match=f"module 'horovod_sign.torch' has no attribute '{name}'"):
+            late(name)
 
 
 def test_a_horovod_without_its_library_is_one_sentence(tmp_path):
