@@ -1,5 +1,6 @@
 """Starts ranks for tests that need them: see `launches`, in tests/support, and tests/README.md."""
 
+import contextlib
 import os
 import shlex
 
@@ -31,6 +32,7 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     config.addinivalue_line("markers", "ranks(*counts): the rank counts of this test, in place of those of its file")
     config.addinivalue_line("markers", "limit(seconds): for this test on ranks, in place of 60")
+    config.addinivalue_line("markers", "asleep: waits for most of its time, so it begins first, beside others")
     config.addinivalue_line("markers", "quick: among what --quick runs, on one of its rank counts")
     if SOCKET:
         from launches.rank import RankPlugin
@@ -41,6 +43,8 @@ def pytest_configure(config):
         import mpi4py
 
         mpi4py.rc.initialize = False
+        with contextlib.suppress(ImportError):
+            import triton  # noqa: F401  (after TensorFlow, as files come in another order, its import ends the process)
         from launches.parent import ParentPlugin
 
         plugin = ParentPlugin(config.getoption("ranks"), config.getoption("mpirun"))

@@ -55,12 +55,15 @@ class ParentPlugin:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items):
-        """Tests of one launch beside each other; launches that take longest first."""
+        """Tests of one launch beside each other; what is mostly asleep first, then launches that take longest."""
         keys = {id(item): key_of(item) for item in items}
         launched = [item for item in items if keys[id(item)]]
         weights = Counter(keys[id(item)][:2] for item in launched)
         launched.sort(key=lambda item: _order(keys[id(item)], weights))
-        items[:] = launched + [item for item in items if not keys[id(item)]]
+        others = [item for item in items if not keys[id(item)]]
+        others.sort(key=lambda item: item.get_closest_marker("asleep") is None)
+        asleep = sum(item.get_closest_marker("asleep") is not None for item in others)
+        items[:] = others[:asleep] + launched + others[asleep:]
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item, nextitem):
