@@ -18,7 +18,7 @@ if compgen -G "$package*.deb" >/dev/null; then
     dpkg-deb -x "$package"*.deb .
     mkdir -p "$cache"
     mv "$(dirname "$(find . -name t10k-images-idx3-ubyte.gz | head -n 1)")" "$folder"
-    echo "Fashion-MNIST: in $folder" >&2
+    echo "Fashion-MNIST: in $folder, after $SECONDS s" >&2
 else
     echo "Fashion-MNIST: not to be had here (Debian's package $package); the examples will use scikit-learn's digits" >&2
 fi

@@ -11,6 +11,42 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export HOROVOD_SIGN_CACHE=${HOROVOD_SIGN_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/horovod_sign}
 say() { printf '[setup %4d s] %s\n' "$SECONDS" "$*" >&2; }
 die() { say "stopped: $*"; exit 1; }
+log=.venv/setup.log  # what pip and compilers say, of this run
+
+# `stage WHAT COMMAND...` runs COMMAND and prints one line, with the seconds that it took. What it says goes to the log;
+# its first errors are shown if it fails.
+stage() {
+    local what=$1 start=$SECONDS status=0 from
+    shift
+    from=$(wc -l <"$log")
+    printf '[setup] %s ... ' "$what" >&2
+    if [ -t 2 ]; then show_last_line "$what" "$from" & fi
+    "$@" >>"$log" 2>&1 || status=$?
+    stop_showing
+    [ -t 2 ] && printf '\r\033[K[setup] %s ... ' "$what" >&2
+    if [ $status = 0 ]; then
+        printf '%d s\n' $((SECONDS - start)) >&2
+    else
+        printf 'failed after %d s; all that was said: %s\n' $((SECONDS - start)) "$PWD/$log" >&2
+        tail -n +$((from + 1)) "$log" | grep -E '(error|ERROR): ' | head -n 5 | cut -c 1-300 | sed 's/^ */    /' >&2 || true
+    fi
+    return $status
+}
+
+show_last_line() { # in a terminal: seconds, and what pip is at
+    local start=$SECONDS last
+    while sleep 1; do
+        last=$(tail -n +$(($2 + 1)) "$log" | sed -nE 's/^ *((Collecting|Downloading|Building|Installing) .*)/\1/p' | tail -n 1)
+        printf '\r\033[K[setup] %s ... %d s  %.60s' "$1" $((SECONDS - start)) "$last" >&2
+    done
+}
+
+stop_showing() {
+    local children
+    children=$(jobs -p)
+    [ -z "$children" ] || { kill $children; wait $children || true; } 2>/dev/null
+}
+trap stop_showing EXIT
 
 # `once NAME FILES... -- COMMAND` runs COMMAND unless it has already succeeded in this .venv with FILES as they are.
 once() {
@@ -41,26 +77,25 @@ find_python() {
         "name it by PYTHON=..."
 }
 
+install() { pip install --disable-pip-version-check --progress-bar off "$@"; }
+
 install_requirements() {
-    say "installing MPI, PyTorch, TensorFlow and tools into .venv"
-    pip install --disable-pip-version-check --progress-bar off -r ci/requirements.txt |
-        sed -nE '/^(Collecting|Installing|Successfully)/s/^(.{0,100}).*/  \1/p' >&2 ||
-        die "pip could not install ci/requirements.txt: its message is above (without a network, give pip a folder of" \
-            "wheels by PIP_FIND_LINKS)"
+    stage "MPI, PyTorch, TensorFlow and tools into .venv" install -r ci/requirements.txt ||
+        die "pip could not install ci/requirements.txt (without a network, give pip a folder of wheels by" \
+            "PIP_FIND_LINKS)"
 }
 
 install_horovod() {
     local wheel
     wheel=$(ci/horovod_wheel.sh) || die "Horovod could not be built"
-    pip install --disable-pip-version-check --quiet --no-deps --force-reinstall "$wheel"
-    python -c 'import horovod.torch as hvd; assert hvd.mpi_built() and hvd.gloo_built()' ||
+    stage "Horovod into .venv" install --no-deps --force-reinstall "$wheel" || die "pip could not install $wheel"
+    stage "importing Horovod" python -c 'import horovod.torch as hvd; assert hvd.mpi_built() and hvd.gloo_built()' ||
         die "the Horovod in $wheel does not import: remove that file and run again"
 }
 
 install_package() {
-    say "building the kernels and installing horovod_sign"
-    pip install --disable-pip-version-check --quiet --no-build-isolation --no-deps --editable . ||
-        die "horovod_sign could not be built: the compiler's message is above"
+    stage "kernels and horovod_sign into .venv" install -v --no-build-isolation --no-deps --editable . ||
+        die "horovod_sign could not be built"
 }
 
 for tool in "${CXX:-c++}" make sha256sum tar; do
@@ -74,10 +109,11 @@ if [ ! -x .venv/bin/python ] || ! .venv/bin/python -c '' 2>/dev/null; then
 fi
 export VIRTUAL_ENV=$PWD/.venv PATH=$PWD/.venv/bin:$PATH
 unset PYTHONHOME
+: >"$log"
 
 once requirements ci/requirements.txt -- install_requirements
 once horovod ci/requirements.txt ci/horovod_wheel.sh -- install_horovod
 once package setup.py pyproject.toml csrc/* -- install_package
 ci/fashion_mnist.sh
-ci/mpich.sh --setup || say "no second environment with MPICH (pip's message is above); its tests will be skipped"
+stage "MPICH into .venv-mpich" ci/mpich.sh --setup || say "without MPICH, its tests will be skipped"
 say "ready: .venv"
