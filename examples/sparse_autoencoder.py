@@ -13,8 +13,8 @@ import numpy as np
 PATCH = 8  # pixels a side
 PER_IMAGE = 4
 
-# From grids of factors of 2, on 2 ranks, 15,000 images, 4 epochs: twice as much explains a little more (a variance of 8.5,
-# 9.0 and 9.1 % is left, not 9.4, 9.8 and 10.8 %), by fewer features (179, 173 and 244 are dead, not 22, 20 and 89).
+# From grids of factors of 2, on 2 ranks, 15,000 images, 4 epochs: twice as much explains a little more (of the variance
+# 8.5, 9.0 and 9.1 % are left, not 9.4, 9.8 and 10.8), by fewer features (179, 173 and 244 are dead, not 22, 20 and 89).
 LEARNING_RATES = {"float32-adam": 0.004, "adam": 0.004, "signum": 0.001}
 
 
