@@ -17,6 +17,7 @@ import horovod_sign.torch as hvs  # horovod_sign
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import data
 from arguments import LEARNING_RATES, parse_arguments
+from progress import Progress
 from recording import Record
 
 
@@ -49,7 +50,8 @@ def make_optimizer(args, model):
 
 def train(args, epoch, model, loader, test_set, optimizer, scheduler, record):
     loader.sampler.set_epoch(epoch)
-    for step, (images, labels) in enumerate(loader):
+    progress = Progress(loader, f"epoch {epoch}", shown=hvd.rank() == 0, lines=False)
+    for step, (images, labels) in enumerate(progress):
         model.train()
         optimizer.zero_grad()
         loss = F.cross_entropy(model(images), labels)
@@ -59,7 +61,7 @@ def train(args, epoch, model, loader, test_set, optimizer, scheduler, record):
         if record.step(bytes_sent(args, model, optimizer)):
             evaluate(model, test_set, record)
         if hvd.rank() == 0 and step % args.log_interval == 0:
-            print(f"epoch {epoch}  step {step:4d}/{len(loader)}  loss {loss.item():.4f}", flush=True)
+            progress.note(f"loss {loss.item():.4f}")
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import data
 from arguments import LEARNING_RATES
 from arguments import parse_arguments as parse_arguments  # for the two examples
+from progress import Progress as Progress  # the same
 
 
 def load(args):

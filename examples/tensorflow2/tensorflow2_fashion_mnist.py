@@ -9,7 +9,15 @@ import time
 import horovod.tensorflow as hvd
 import keras
 import tensorflow as tf
-from fashion_mnist import describe_bytes, load, make_base_optimizer, make_model, make_schedule, parse_arguments
+from fashion_mnist import (
+    Progress,
+    describe_bytes,
+    load,
+    make_base_optimizer,
+    make_model,
+    make_schedule,
+    parse_arguments,
+)
 
 import horovod_sign.tensorflow as hvs  # horovod_sign
 
@@ -68,10 +76,11 @@ def main():
         print(f"{args.optimizer} on {name}: {sizes[0]:,} images, {hvd.size()} ranks", flush=True)
     start = time.time()
     for epoch in range(1, args.epochs + 1):
-        for number, (images, labels) in enumerate(train_set):
+        progress = Progress(train_set, f"epoch {epoch}", shown=hvd.rank() == 0, lines=False)
+        for number, (images, labels) in enumerate(progress):
             loss = step(images, labels)
             if hvd.rank() == 0 and number % args.log_interval == 0:
-                print(f"epoch {epoch}  step {number:4d}/{steps}  loss {float(loss):.4f}", flush=True)
+                progress.note(f"loss {float(loss):.4f}")
         accuracy = test(model, test_set, sizes[1])
         if hvd.rank() == 0:
             print(f"epoch {epoch}  test accuracy {100 * accuracy:.2f} %  ({time.time() - start:.0f} s)", flush=True)

@@ -8,7 +8,7 @@ import time
 
 import horovod.tensorflow as hvd
 import keras
-from fashion_mnist import describe_bytes, load, make_model, make_schedule, parse_arguments
+from fashion_mnist import Progress, describe_bytes, load, make_model, make_schedule, parse_arguments
 
 import horovod_sign.tensorflow.keras as hvs  # horovod_sign
 
@@ -30,7 +30,7 @@ def make_optimizer(args, schedule):
     return hvs.DistributedOptimizer(optimizer)  # horovod_sign
 
 
-class Progress(keras.callbacks.Callback):
+class Report(keras.callbacks.Callback):
     """What the other examples print, by rank 0."""
 
     def __init__(self, args, steps):
@@ -38,13 +38,15 @@ class Progress(keras.callbacks.Callback):
         self.args, self.steps, self.start = args, steps, time.time()
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.epoch = epoch + 1
+        self.progress = Progress(label=f"epoch {epoch + 1}", total=self.steps, lines=False)
 
     def on_train_batch_end(self, batch, logs=None):
         if batch % self.args.log_interval == 0:
-            print(f"epoch {self.epoch}  step {batch:4d}/{self.steps}  loss {logs['loss']:.4f}", flush=True)
+            self.progress.note(f"loss {logs['loss']:.4f}")
+        self.progress.update()
 
     def on_epoch_end(self, epoch, logs=None):
+        self.progress.close()
         seconds = time.time() - self.start
         print(f"epoch {epoch + 1}  test accuracy {100 * logs['val_accuracy']:.2f} %  ({seconds:.0f} s)", flush=True)
 
@@ -69,7 +71,7 @@ def main():
     ]
     if hvd.rank() == 0:
         print(f"{args.optimizer} on {name}: {sizes[0]:,} images, {hvd.size()} ranks", flush=True)
-        callbacks.append(Progress(args, steps))
+        callbacks.append(Report(args, steps))
     model.fit(train_set, shuffle=False, validation_data=test_set, epochs=args.epochs, callbacks=callbacks, verbose=0)
     if hvd.rank() == 0:
         sent = None if args.optimizer == "sgd" else model.optimizer.bytes_sent  # horovod_sign
