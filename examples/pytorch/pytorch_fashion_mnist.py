@@ -16,9 +16,22 @@ import horovod_sign.torch as hvs  # horovod_sign
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import data
-from arguments import LEARNING_RATES, parse_arguments
+from arguments import LEARNING_RATES, parse_arguments, pinned
 from progress import Progress
 from recording import Record
+
+
+def pin_device(args) -> torch.device:
+    """The device of this rank, which torch takes from here on wherever "cuda" is said."""
+    gpu = pinned(args, range(torch.cuda.device_count()), hvd.local_rank())
+    if gpu is None:
+        return torch.device("cpu")
+    torch.cuda.set_device(gpu)
+    return torch.device("cuda", gpu)
+
+
+def device_of(model) -> torch.device:
+    return next(model.parameters()).device
 
 
 def make_model():
@@ -49,12 +62,13 @@ def make_optimizer(args, model):
 
 
 def train(args, epoch, model, loader, test_set, optimizer, scheduler, record):
+    device = device_of(model)
     loader.sampler.set_epoch(epoch)
     progress = Progress(loader, f"epoch {epoch}", shown=hvd.rank() == 0, lines=False)
     for step, (images, labels) in enumerate(progress):
         model.train()
         optimizer.zero_grad()
-        loss = F.cross_entropy(model(images), labels)
+        loss = F.cross_entropy(model(images.to(device)), labels.to(device))
         loss.backward()
         optimizer.step()
         scheduler.step()
@@ -68,7 +82,7 @@ def train(args, epoch, model, loader, test_set, optimizer, scheduler, record):
 def test(model, dataset):
     """The accuracy on the whole test set, each rank on its share."""
     model.eval()
-    images, labels = (tensor[hvd.rank() :: hvd.size()] for tensor in dataset.tensors)
+    images, labels = (tensor[hvd.rank() :: hvd.size()].to(device_of(model)) for tensor in dataset.tensors)
     right = sum(
         (model(x).argmax(1) == y).sum() for x, y in zip(images.split(500), labels.split(500), strict=True)
     ).double()
@@ -101,6 +115,7 @@ def describe_bytes(args, model, optimizer):
 def main():
     args = parse_arguments(__doc__)
     hvd.init()
+    device = pin_device(args)
     torch.manual_seed(args.seed)
     torch.set_num_threads(1)
 
@@ -112,7 +127,7 @@ def main():
     sampler = DistributedSampler(train_set, hvd.size(), hvd.rank(), seed=args.seed)
     loader = DataLoader(train_set, args.batch_size, sampler=sampler, drop_last=True)
 
-    model = make_model()
+    model = make_model().to(device)
     optimizer = make_optimizer(args, model)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs * len(loader))
     hvd.broadcast_parameters(model.state_dict(), root_rank=0)
