@@ -1,8 +1,8 @@
 """Draws the results of vote.py and step.py, one PNG a table, beside the file: python plot.py results.jsonl"""
 
+import argparse
 import itertools
 import json
-import sys
 from pathlib import Path
 
 import matplotlib
@@ -15,7 +15,9 @@ OURS = "#2a6f97"
 
 
 def main():
-    path = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("results", type=Path, help="file that vote.py and step.py wrote by --json")
+    path = parser.parse_args().results
     records = [json.loads(line) for line in path.read_text().splitlines()]
     key = lambda r: (r["kind"], r["rate"], r.get("pause_ms", 0.0))  # noqa: E731
     for (kind, rate, pause), group in itertools.groupby(sorted(records, key=key), key):
