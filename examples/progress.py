@@ -84,7 +84,7 @@ class Progress:
 
 def _bar(total, label, unit, width):
     tqdm.monitor_interval = 0  # no thread of its own in a process that is timed
-    return tqdm(total=total, desc=label, unit=f" {unit}", leave=False, ncols=width - 1, miniters=1)
+    return tqdm(total=total, desc=label, unit=f" {unit}", leave=False, ncols=width - 1, nrows=24, miniters=1)
 
 
 def terminal_width() -> int | None:
