@@ -2,6 +2,8 @@
 
 import argparse
 
+import devices
+
 # signsgd and signum: the best of grids of factors of about 1.5, for 4 ranks and 4 epochs. sgd: 0.2 is as good with some
 # initial weights (within 0.1 point), and does not learn at all with others.
 LEARNING_RATES = {"sgd": 0.1, "signsgd": 0.002, "signum": 0.002}
@@ -24,23 +26,8 @@ def parse_arguments(doc: str | None):
     parser.add_argument(
         "--data-dir", help="folder with the four *-ubyte.gz files; default: where ci/setup.sh puts them"
     )
-    parser.add_argument(
-        "--cuda",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="train on GPUs, one a rank (--cuda: or stop), or on the CPU; default: on GPUs if there are any",
-    )
+    devices.add_argument(parser)
     parser.add_argument("--log-interval", type=int, default=50, help="steps between lines of progress; default: 50")
     parser.add_argument("--record", help="file to write accuracy over seconds and bytes to, as JSON lines (PyTorch)")
     parser.add_argument("--evaluate-every", type=int, default=0, help="steps, besides the end of each epoch (PyTorch)")
     return parser.parse_args()
-
-
-def pinned(args, gpus, local_rank: int):
-    """The one of this host's `gpus` that is the rank's, by its number on the host; None: the CPU is to be used.
-
-    Where a launcher shows each rank a GPU of its own, that is the only one, and all ranks take it.
-    """
-    if args.cuda and not gpus:
-        raise SystemExit("--cuda: the framework finds no GPU here (a build without CUDA, or no driver)")
-    return gpus[local_rank % len(gpus)] if gpus and args.cuda is not False else None

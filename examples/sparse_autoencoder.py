@@ -8,6 +8,7 @@ patches of images, so that it takes a minute.
 import argparse
 
 import data
+import devices
 import numpy as np
 
 PATCH = 8  # pixels a side
@@ -43,6 +44,7 @@ def parse_arguments(doc: str | None, argv: list[str] | None = None):
         "--checkpoint", help="file to write after each epoch, with the momenta of all ranks; may have {epoch} in it"
     )
     parser.add_argument("--resume", help="checkpoint to go on from, on any number of ranks")
+    devices.add_argument(parser)
     parser.add_argument("--log-interval", type=int, default=100, help="steps between lines of progress; default: 100")
     args = parser.parse_args(argv)
     args.lr = args.lr or LEARNING_RATES[args.optimizer]

@@ -16,18 +16,10 @@ import horovod_sign.torch as hvs  # horovod_sign
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import data
-from arguments import LEARNING_RATES, parse_arguments, pinned
+from arguments import LEARNING_RATES, parse_arguments
+from devices import pin_torch
 from progress import Progress
 from recording import Record
-
-
-def pin_device(args) -> torch.device:
-    """The device of this rank, which torch takes from here on wherever "cuda" is said."""
-    gpu = pinned(args, range(torch.cuda.device_count()), hvd.local_rank())
-    if gpu is None:
-        return torch.device("cpu")
-    torch.cuda.set_device(gpu)
-    return torch.device("cuda", gpu)
 
 
 def device_of(model) -> torch.device:
@@ -115,7 +107,7 @@ def describe_bytes(args, model, optimizer):
 def main():
     args = parse_arguments(__doc__)
     hvd.init()
-    device = pin_device(args)
+    device = pin_torch(args, hvd.local_rank())
     torch.manual_seed(args.seed)
     torch.set_num_threads(1)
 

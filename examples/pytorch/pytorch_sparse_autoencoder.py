@@ -18,6 +18,7 @@ from torch.utils.data.distributed import DistributedSampler
 import horovod_sign.torch as hvd  # horovod_sign: in place of `import horovod.torch as hvd`
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from devices import pin_torch
 from progress import Progress
 from sparse_autoencoder import describe, describe_bytes, load, parse_arguments
 
@@ -71,7 +72,7 @@ def train(args, epoch, model, loader, optimizer, scheduler):
 def test(model, x):
     """(fraction of the variance that is not explained, features that no patch turns on), each rank on its share."""
     mine = x[hvd.rank() :: hvd.size()]
-    fired, error = torch.zeros(len(model.decoder)), torch.zeros((), dtype=torch.float64)
+    fired, error = torch.zeros(len(model.decoder), device=x.device), x.new_zeros((), dtype=torch.float64)
     for batch in mine.split(1000):
         reconstruction, strengths, which = model(batch)
         error += (reconstruction - batch).square().sum()
@@ -94,7 +95,9 @@ def save(args, epoch, model, optimizer, scheduler):
 
 def resume(args, model, optimizer, scheduler) -> int:
     """Loads what rank 0 reads; the number of epochs that are done."""
-    saved = hvd.broadcast_object(torch.load(args.resume) if hvd.rank() == 0 else None, name="checkpoint")
+    saved = hvd.broadcast_object(
+        torch.load(args.resume, map_location="cpu") if hvd.rank() == 0 else None, name="checkpoint"
+    )
     model.load_state_dict(saved["model"])
     optimizer.load_state_dict(saved["optimizer"])
     scheduler.load_state_dict(saved["scheduler"])
@@ -104,15 +107,16 @@ def resume(args, model, optimizer, scheduler) -> int:
 def main(argv=None):
     args = parse_arguments(__doc__, argv)
     hvd.init()
+    device = pin_torch(args, hvd.local_rank())
     torch.manual_seed(args.seed)
     torch.set_num_threads(1)
 
     name, *patches = load(args)
-    train_x, test_x = map(torch.from_numpy, patches)
+    train_x, test_x = (torch.from_numpy(x).to(device) for x in patches)
     sampler = DistributedSampler(TensorDataset(train_x), hvd.size(), hvd.rank(), seed=args.seed)
     loader = DataLoader(TensorDataset(train_x), args.batch_size, sampler=sampler, drop_last=True)
 
-    model = SparseAutoencoder(train_x.shape[1], args.features, args.k)
+    model = SparseAutoencoder(train_x.shape[1], args.features, args.k).to(device)
     optimizer = make_optimizer(args, model)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs * len(loader))
     hvd.broadcast_parameters(model.state_dict(), root_rank=0)

@@ -10,14 +10,15 @@ import tensorflow as tf
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import data
-from arguments import LEARNING_RATES, pinned
+from arguments import LEARNING_RATES
 from arguments import parse_arguments as parse_arguments  # for the two examples
+from devices import pin_tensorflow
 from progress import Progress as Progress  # the same
 
 
 def load(args):
     """(name, this rank's training set, this rank's test set, (training images, test images) in all)."""
-    pin_device(args)
+    pin_tensorflow(args, hvd.local_rank())
     tf.config.threading.set_intra_op_parallelism_threads(1)  # as many ranks as cores
     tf.config.threading.set_inter_op_parallelism_threads(1)
     images = data.load(args.data_dir)
@@ -30,15 +31,6 @@ def load(args):
     share = slice(hvd.rank(), None, hvd.size())
     test_set = tf.data.Dataset.from_tensor_slices((images.test_x[share, ..., None], images.test_y[share])).batch(500)
     return images.name, train_set, test_set, (len(images.train_x), len(images.test_x))
-
-
-def pin_device(args):
-    """Shows TensorFlow, before its first operation, the one GPU of this rank, or none."""
-    gpus = tf.config.list_physical_devices("GPU")
-    gpu = pinned(args, gpus, hvd.local_rank())
-    if gpu is not None:
-        tf.config.experimental.set_memory_growth(gpu, True)
-    tf.config.set_visible_devices([] if gpu is None else gpu, "GPU")
 
 
 class _Epochs:

@@ -16,6 +16,7 @@ import tensorflow as tf
 import horovod_sign.tensorflow.keras as hvd  # horovod_sign: in place of `import horovod.tensorflow.keras as hvd`
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from devices import pin_tensorflow
 from progress import Progress
 from sparse_autoencoder import describe, describe_bytes, load, parse_arguments
 
@@ -111,6 +112,7 @@ class Report(keras.callbacks.Callback):
 def main(argv=None):
     args = parse_arguments(__doc__, argv)
     hvd.init()
+    pin_tensorflow(args, hvd.local_rank())
     keras.utils.set_random_seed(args.seed)
 
     name, train_x, test_x = load(args)

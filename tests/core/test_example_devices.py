@@ -6,12 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 
-PATH = Path(__file__).resolve().parents[2] / "examples" / "arguments.py"
+PATH = Path(__file__).resolve().parents[2] / "examples" / "devices.py"
 
 
 @pytest.fixture(scope="module")
 def pinned():
-    spec = importlib.util.spec_from_file_location("example_arguments", PATH)
+    spec = importlib.util.spec_from_file_location("example_devices", PATH)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.pinned
