@@ -7,6 +7,9 @@ import shlex
 import pytest
 
 SOCKET = os.environ.get("HOROVOD_SIGN_TEST_SOCKET")
+if not SOCKET:
+    with contextlib.suppress(ImportError):
+        import triton  # noqa: F401  (after TensorFlow, which tests/keras/conftest.py loads, its import ends the process)
 
 
 def pytest_addoption(parser):
@@ -43,8 +46,6 @@ def pytest_configure(config):
         import mpi4py
 
         mpi4py.rc.initialize = False
-        with contextlib.suppress(ImportError):
-            import triton  # noqa: F401  (after TensorFlow, as files come in another order, its import ends the process)
         from launches.parent import ParentPlugin
 
         plugin = ParentPlugin(config.getoption("ranks"), config.getoption("mpirun"))
