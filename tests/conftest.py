@@ -3,13 +3,20 @@
 import contextlib
 import os
 import shlex
+import sys
 
 import pytest
 
 SOCKET = os.environ.get("HOROVOD_SIGN_TEST_SOCKET")
+# The kernels for GPUs run on CPU tensors by Triton's interpreter. It is asked for where Triton is imported first.
+# TRITON_INTERPRET=0 pytest tests/torch/test_devices.py has them run on a GPU.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+# After TensorFlow its import ends the process: so it comes first, or, on ranks that may have TensorFlow, not at all.
 if not SOCKET:
     with contextlib.suppress(ImportError):
-        import triton  # noqa: F401  (after TensorFlow, which tests/keras/conftest.py loads, its import ends the process)
+        import triton  # noqa: F401
+elif os.environ["HOROVOD_SIGN_TEST_FRAMEWORK"] != "torch":
+    sys.modules.setdefault("triton", None)
 
 
 def pytest_addoption(parser):

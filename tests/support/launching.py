@@ -4,8 +4,19 @@ import os
 import signal
 import subprocess
 
+NOT_STARTED = "PMIx server's listener thread failed to start"  # Open MPI's, on a machine that is very busy
+
 
 def launch(command, seconds: int, **options) -> tuple[int | None, str]:
+    """Runs a command, once more if mpirun itself did not start.
+
+    Args: as for `_launch_once`.
+    """
+    status, output = _launch_once(command, seconds, **options)
+    return _launch_once(command, seconds, **options) if NOT_STARTED in output else (status, output)
+
+
+def _launch_once(command, seconds: int, **options) -> tuple[int | None, str]:
     """Runs a command in a process group of its own.
 
     Args:
