@@ -26,6 +26,6 @@ if [ "$links" != none ]; then
 fi
 for optimizer in sgd signum; do
     "${run[@]}" .venv/bin/python examples/pytorch/pytorch_fashion_mnist.py --optimizer "$optimizer" \
-        --record "$out/$optimizer.jsonl" --evaluate-every 39 --log-interval 100 "$@"
+        --record "$out/$optimizer.jsonl" --evaluate-every 58 --log-interval 100 "$@"
 done
 .venv/bin/python examples/demo.py "$out" $([ "$links" = none ] || echo --links "$links")
