@@ -53,7 +53,6 @@ def test_keywords_that_mean_nothing_for_a_vote_are_taken():
             hvs_tf.DistributedGradientTape(tape, op=getattr(hvd, name))
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("op", ["Average", "Sum"])
 @pytest.mark.parametrize("package", [hvs_tf, hvs], ids=["tensorflow", "tensorflow.keras"])
 def test_a_keras_script_whose_import_alone_was_changed(package, op):
