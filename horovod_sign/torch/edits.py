@@ -12,8 +12,8 @@ from collections.abc import Iterable
 import torch
 
 from horovod_sign.torch.buckets import Slot
-from horovod_sign.torch.layout import is_dense
-from horovod_sign.torch.planes import kernels
+from horovod_sign.torch.layout import has_memory
+from horovod_sign.torch.planes import kernels, readable
 
 
 class Watch:
@@ -34,7 +34,7 @@ class Watch:
         for slot in slots:
             gradient = slot.parameter.grad
             if slot.seen is None and gradient is not None:
-                closely = self._closely and final and gradient.device.type == "cpu"  # elsewhere, the host would wait
+                closely = self._closely and final and gradient.is_cpu  # elsewhere, the host would wait
                 slot.seen = _version(gradient), _fingerprint(gradient) if closely else None
 
     def finds_change(self, slots: Iterable[Slot]) -> bool:
@@ -66,9 +66,10 @@ def _version(gradient: torch.Tensor) -> tuple[int, int]:
     return id(gradient), gradient._version
 
 
-def _fingerprint(gradient: torch.Tensor) -> int:
-    """A sum of its bits, as fast as memory is read; NaN are equal to themselves."""
+def _fingerprint(gradient: torch.Tensor) -> int | None:
+    """A sum of its bits, as fast as memory is read; NaN are equal to themselves. None: its memory was freed."""
     dense = gradient.to_dense() if gradient.is_sparse else gradient
-    dense = dense.detach().resolve_neg()
-    dense = dense if is_dense(dense) else dense.contiguous()
-    return kernels().read_loop(dense.data_ptr(), dense.numel() * dense.element_size())
+    if not has_memory(dense):
+        return None
+    values = readable(dense)
+    return kernels().read_loop(values.data_ptr(), values.numel() * values.element_size())

@@ -61,9 +61,7 @@ def pack(tensor: torch.Tensor, abstain: bool) -> Planes:
     """The ballot of one tensor, its coordinates in C order."""
     check_votable("the tensor", tensor)
     check_memory("the tensor", tensor)
-    # A clone has memory of its own, whatever lazy kind of tensor this is.
-    tensor = tensor.detach().contiguous().resolve_neg()
-    tensor = tensor if tensor.data_ptr() or not tensor.numel() else tensor.clone()
+    tensor = readable(tensor)
     if not has_kernels(tensor):
         return _pack_there(tensor, abstain)
     segments = native.Segments([(tensor.data_ptr(), tensor.numel())])
@@ -72,6 +70,13 @@ def pack(tensor: torch.Tensor, abstain: bool) -> Planes:
     mode = native.ABSTAIN if abstain else native.ONEBIT
     zeros, nans = kernels().pack(DTYPES[tensor.dtype], mode, segments, sign, nonzero)
     return Planes(sign, nonzero if zeros or nans else None)
+
+
+def readable(tensor: torch.Tensor) -> torch.Tensor:
+    """The values of a tensor that has memory, in C order and where a kernel can read them: itself, or a copy."""
+    tensor = tensor.detach().contiguous().resolve_neg()
+    # A clone has memory of its own, whatever lazy kind of tensor this is.
+    return tensor if tensor.data_ptr() or not tensor.numel() else tensor.clone()
 
 
 def unpack(decided: Planes, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
