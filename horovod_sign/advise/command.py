@@ -138,8 +138,8 @@ def _comm():
 
 def _op_seconds(comm) -> float:
     """What the smallest op of Horovod takes, if all ranks have one; else what it took elsewhere."""
-    hvd = facts.binding()
-    if not all(comm.allgather(hvd is not None and bool(hvd.mpi_built()))):
+    hvd = facts.binding_over_mpi()
+    if not all(comm.allgather(hvd is not None)):
         return OP_SECONDS
     ranks = ByHorovod(hvd)
     if not all(comm.allgather(ranks.size == comm.size)):

@@ -4,16 +4,20 @@ python -m horovod_sign
 mpirun -np 4 python -m horovod_sign --json
 """
 
+import contextlib
 import json
+import os
+import sys
+import threading
 
 from horovod_sign.doctor import facts as facts_of
 from horovod_sign.doctor import selftest
-from horovod_sign.doctor.findings import ERROR, NOTE, WARNING, Finding, crashing, examine, examine_ranks
+from horovod_sign.doctor.findings import ERROR, WARNING, Finding, crashing, examine, examine_ranks, in_order
 from horovod_sign.doctor.report import diagnosis, inventory
 from horovod_sign.launched import speaks
 from horovod_sign.voting.library import load_mpi
 
-_ORDER = (ERROR, WARNING, NOTE)
+PATIENCE = 60  # seconds for all ranks to answer
 _ALIKE = ("horovod_sign", "python", "torch", "tensorflow", "keras", "horovod", "mpi")
 
 
@@ -26,7 +30,8 @@ def run(as_json: bool = False) -> int:
     ranks, why = _ranks(facts)
     outcome = None
     if ranks is not None:
-        outcome, findings = _ask(ranks, facts, findings)
+        with _given_up_after(PATIENCE, findings):
+            outcome, findings = _ask(ranks, facts, findings)
     failed = any(each.level == ERROR for each in findings)
     if speaking and as_json:
         told = [each._asdict() for each in findings]
@@ -58,7 +63,7 @@ def _ranks(facts: dict) -> tuple[selftest.ByMPI | selftest.ByHorovod | None, str
 def _ask(ranks, facts: dict, findings: list[Finding]) -> tuple[selftest.Outcome, list[Finding]]:
     """The self-test of all ranks, and what all of them found."""
     by_mpi = isinstance(ranks, selftest.ByMPI)
-    sizes = (ranks.size, _horovod_size(facts)) if by_mpi else (None, ranks.size)
+    sizes = (ranks.size, _horovod_size(ranks)) if by_mpi else (None, ranks.size)
     findings = [*findings, *examine_ranks(facts, *sizes)]
     gathered = ranks.gather((findings, facts["versions"]))
     outcome = selftest.run(ranks)
@@ -66,13 +71,33 @@ def _ask(ranks, facts: dict, findings: list[Finding]) -> tuple[selftest.Outcome,
     if outcome.failed:
         what = f"votes on ranks {outcome.failed} are not those of NumPy"
         merged.append(Finding(ERROR, what, "do not train; tell us, with the output of --json"))
-    return outcome, sorted(merged, key=lambda each: _ORDER.index(each.level))
+    return outcome, in_order(merged)
 
 
-def _horovod_size(facts: dict) -> int | None:
-    """How many ranks Horovod sees over MPI; None where it cannot be asked."""
-    hvd, built = facts_of.binding(), facts["horovod"]["built_with"]
-    if hvd is None or not built["mpi"]:
+@contextlib.contextmanager
+def _given_up_after(seconds: float, findings: list[Finding]):
+    """Ends the process, with what it knows, if what is inside takes longer: other ranks may never answer."""
+
+    def give_up():
+        what = f"not all ranks have answered within {seconds:g} s"
+        remedy = "look at each host by itself, without mpirun: they may have other MPIs, or one of them none"
+        told = diagnosis([Finding(ERROR, what, remedy), *findings])
+        print(told, file=sys.stderr, flush=True)
+        os._exit(1)  # the main thread waits inside MPI
+
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _horovod_size(ranks: selftest.ByMPI) -> int | None:
+    """How many ranks Horovod sees over MPI; None if not all have one that can be asked. A collective."""
+    hvd = facts_of.binding_over_mpi()
+    if not all(ranks.gather(hvd is not None)):
         return None
     if not hvd.is_initialized():
         hvd.init()

@@ -55,6 +55,12 @@ def binding():
     return next((sys.modules[name] for name in BINDINGS if sys.modules.get(name) is not None), None)
 
 
+def binding_over_mpi():
+    """Horovod for a framework that is there, if it was built with MPI, or None."""
+    hvd = binding()
+    return hvd if hvd is not None and hvd.mpi_built() else None
+
+
 def import_binding():
     """Imports Horovod for a framework that is there, if it is for any."""
     for name in BINDINGS:

@@ -1,5 +1,6 @@
 """What is wrong with what `facts` found, and what to do: errors, with which no training could work, and less."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from horovod_sign.doctor.tested import never_tested
@@ -26,8 +27,12 @@ class Finding(NamedTuple):
 def examine(facts: dict) -> list[Finding]:
     """What can be told without asking other ranks, the gravest first."""
     checks = (_frameworks, _horovod, _launch, _crashes, _mpi, _threads, _gpus, _kernels, _versions)
-    found = [finding for check in checks for finding in check(facts)]
-    return sorted(found, key=lambda finding: (ERROR, WARNING, NOTE).index(finding.level))
+    return in_order(finding for check in checks for finding in check(facts))
+
+
+def in_order(findings: Iterable[Finding]) -> list[Finding]:
+    """The gravest first."""
+    return sorted(findings, key=lambda finding: (ERROR, WARNING, NOTE).index(finding.level))
 
 
 def examine_ranks(facts: dict, mpi_size: int | None, horovod_size: int | None) -> list[Finding]:

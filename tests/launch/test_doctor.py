@@ -181,6 +181,24 @@ def test_json_of_two_ranks():
     assert told["launch"]["started"] == 2 and told["versions"]["horovod"] == "0.28.1"
 
 
+def test_one_host_without_horovod_is_told_by_all():
+    """And no rank waits in a collective of Horovod's for the one that has none."""
+    with_it, without_it = "-m horovod_sign", "tests/launch/without.py horovod.torch horovod.tensorflow"
+    program = f'[ "$OMPI_COMM_WORLD_RANK" = 1 ] && exec {sys.executable} {without_it}; exec {sys.executable} {with_it}'
+    status, output = run(ROOT / "ci" / "run", "2", "sh", "-c", program)
+    assert status == 1 and "ERROR: rank 1: " in output and "Self-test of 2 ranks over MPI: votes by" in output, output
+
+
+def test_ranks_that_never_answer_are_given_up():
+    program = (
+        "import time; from horovod_sign.doctor import command\nwith command._given_up_after(0.3, []): time.sleep(60)"
+    )
+    status, output = run(sys.executable, "-c", program)
+    assert status == 1 and "ERROR: not all ranks have answered within 0.3 s" in output, output
+    program = program.replace("time.sleep(60)", "pass") + "\ntime.sleep(1)"
+    assert run(sys.executable, "-c", program) == (0, "")
+
+
 def test_separate_trainings_have_an_exit_status():
     """As `srun` without --mpi=pmix starts them. Nothing but the report is printed."""
     status, output = run(sys.executable, "-m", "horovod_sign", PMI_SIZE="2", PMI_RANK="0")
