@@ -12,20 +12,22 @@ class Record:
     Args:
         path: the file, which is made anew; None: nothing is written (also on all ranks but one).
         every: steps from one evaluation to the next; 0: none but those asked for.
+        usual: bytes that a step sends of which `step` is not told.
         about: what to write beside, in each line.
     """
 
-    def __init__(self, path: str | None, every: int, **about):
+    def __init__(self, path: str | None, every: int, usual: int, **about):
         self._path, self._every, self._about = path and Path(path), every, about
+        self._usual = usual
         self.steps, self.bytes, self.seconds = 0, 0, 0.0
         self._since = time.perf_counter()
         if self._path:
             self._path.write_text("")
 
-    def step(self, bytes_sent: int) -> bool:
+    def step(self, bytes_sent: int | None) -> bool:
         """A step has been taken. Returns whether an evaluation is due, the same on all ranks."""
         self.steps += 1
-        self.bytes += bytes_sent
+        self.bytes += self._usual if bytes_sent is None else bytes_sent
         return bool(self._every) and self.steps % self._every == 0
 
     @contextmanager

@@ -70,14 +70,6 @@ def _patches(images: np.ndarray, random) -> np.ndarray:
     return patches[patches.std(axis=1) > 0.02]
 
 
-def describe_bytes(sent: int | None, coordinates: int, ranks: int) -> str:
-    """What one rank sent in a step, beside what a float32 ring allreduce would have sent (None: that)."""
-    float32 = 2 * (ranks - 1) * coordinates * 4 // ranks
-    sent = float32 if sent is None else sent
-    ratio = f", {float32 / sent:.1f}x less than float32's {float32:,}" if 0 < sent < float32 else ""
-    return f"bytes sent per step and rank: {sent:,}{ratio} ({coordinates:,} coordinates, {ranks} ranks)"
-
-
 def describe(epoch: int, unexplained: float, dead: int, features: int, seconds: float) -> str:
     """The line that is printed after an epoch."""
     figures = f"variance unexplained {100 * unexplained:.2f} %  dead features {dead} of {features}"

@@ -10,10 +10,8 @@ Ranks share a GPU where there are fewer than ranks; Horovod must then be built w
 """
 
 import argparse
-import json
 import sys
 import time
-from pathlib import Path
 
 import torch
 
@@ -54,6 +52,7 @@ def time_kernels(args):
 
 def _time_kernels(args, n: int, dtype: str, tile: int, warps: int):
     import numpy as np
+    from measuring import save
     from step import resnet50_sizes
     from triton.testing import do_bench, do_bench_cudagraph
 
@@ -112,15 +111,9 @@ def _time_kernels(args, n: int, dtype: str, tile: int, warps: int):
     for name, (ms, nbytes, host) in results.items():
         share, host = nbytes / ms / rate, f"{1e6 * host:.0f} us of the host"
         print(f"    {name:20} {ms:8.4f} ms {nbytes / ms / 1e6:8.0f} GB/s   {share:5.2f}   {host}")
-    _save(args, [{"kind": "gpu kernels", "device": torch.cuda.get_device_name(), "coordinates": n, "dtype": dtype,
+    save(args.json, [{"kind": "gpu kernels", "device": torch.cuda.get_device_name(), "coordinates": n, "dtype": dtype,
                   "tile": tile, "warps": warps, "ms": {k: ms for k, (ms, *_) in results.items()}}])  # fmt: skip
     sys.stdout.flush()
-
-
-def _save(args, records):
-    if args.json:
-        with Path(args.json).open("a") as file:
-            file.writelines(json.dumps(each) + "\n" for each in records)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

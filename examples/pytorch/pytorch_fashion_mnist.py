@@ -20,6 +20,7 @@ from arguments import LEARNING_RATES, parse_arguments
 from devices import pin_torch
 from progress import Progress
 from recording import Record
+from traffic import describe_bytes, float32_bytes
 
 
 def device_of(model) -> torch.device:
@@ -64,7 +65,7 @@ def train(args, epoch, model, loader, test_set, optimizer, scheduler, record):
         loss.backward()
         optimizer.step()
         scheduler.step()
-        if record.step(bytes_sent(args, model, optimizer)):
+        if record.step(bytes_sent(args, optimizer)):
             evaluate(model, test_set, record)
         if hvd.rank() == 0 and step % args.log_interval == 0:
             progress.note(f"loss {loss.item():.4f}")
@@ -88,20 +89,9 @@ def evaluate(model, dataset, record):
     return accuracy
 
 
-def float32_bytes(model):
-    """What a ring allreduce of float32 gradients sends, of each rank in a step."""
-    coordinates = sum(p.numel() for p in model.parameters())
-    return 2 * (hvd.size() - 1) * coordinates * 4 // hvd.size()
-
-
-def bytes_sent(args, model, optimizer):
-    return float32_bytes(model) if args.optimizer == "sgd" else optimizer.bytes_sent  # horovod_sign
-
-
-def describe_bytes(args, model, optimizer):
-    sent, float32 = bytes_sent(args, model, optimizer), float32_bytes(model)
-    ratio = f", {float32 / sent:.1f}x less than float32's {float32:,}" if 0 < sent < float32 else ""
-    return f"bytes sent per step and rank: {sent:,}{ratio} ({hvd.size()} ranks)"
+def bytes_sent(args, optimizer):
+    """Of this rank in the last step; None: those of float32."""
+    return None if args.optimizer == "sgd" else optimizer.bytes_sent  # horovod_sign
 
 
 def main():
@@ -126,7 +116,9 @@ def main():
     hvd.broadcast_optimizer_state(optimizer, root_rank=0)
 
     path = args.record if hvd.rank() == 0 else None
-    record = Record(path, args.evaluate_every, optimizer=args.optimizer, data=images.name, ranks=hvd.size())
+    coordinates = sum(p.numel() for p in model.parameters())
+    about = {"optimizer": args.optimizer, "data": images.name, "ranks": hvd.size()}
+    record = Record(path, args.evaluate_every, float32_bytes(coordinates, hvd.size()), **about)
     if hvd.rank() == 0:
         print(f"{args.optimizer} on {images.name}: {len(train_set):,} images, {hvd.size()} ranks", flush=True)
     for epoch in range(1, args.epochs + 1):
@@ -135,7 +127,7 @@ def main():
         if hvd.rank() == 0:
             print(f"epoch {epoch}  test accuracy {100 * accuracy:.2f} %  ({record.seconds:.0f} s)", flush=True)
     if hvd.rank() == 0:
-        print(describe_bytes(args, model, optimizer), flush=True)
+        print(describe_bytes(bytes_sent(args, optimizer), coordinates, hvd.size()), flush=True)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ import horovod_sign.torch as hvd  # horovod_sign: in place of `import horovod.to
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from devices import pin_torch
 from progress import Progress
-from sparse_autoencoder import describe, describe_bytes, load, parse_arguments
+from sparse_autoencoder import describe, load, parse_arguments
+from traffic import describe_bytes
 
 
 class SparseAutoencoder(torch.nn.Module):

@@ -75,11 +75,3 @@ def make_schedule(args, steps: int):
 def make_base_optimizer(args, schedule):
     momentum = args.momentum if args.optimizer == "sgd" else 0.0
     return keras.optimizers.SGD(schedule, momentum, weight_decay=args.weight_decay or None)
-
-
-def describe_bytes(sent: int | None, coordinates: int) -> str:
-    """What one rank sent in a step, beside what a float32 ring allreduce would have sent (None: that)."""
-    float32 = 2 * (hvd.size() - 1) * coordinates * 4 // hvd.size()
-    sent = float32 if sent is None else sent
-    ratio = f", {float32 / sent:.1f}x less than float32's {float32:,}" if 0 < sent < float32 else ""
-    return f"bytes sent per step and rank: {sent:,}{ratio} ({coordinates:,} coordinates, {hvd.size()} ranks)"

@@ -11,13 +11,13 @@ import keras
 import tensorflow as tf
 from fashion_mnist import (
     Progress,
-    describe_bytes,
     load,
     make_base_optimizer,
     make_model,
     make_schedule,
     parse_arguments,
 )
+from traffic import describe_bytes
 
 import horovod_sign.tensorflow as hvs  # horovod_sign
 
@@ -86,7 +86,7 @@ def main():
             print(f"epoch {epoch}  test accuracy {100 * accuracy:.2f} %  ({time.time() - start:.0f} s)", flush=True)
     if hvd.rank() == 0:
         sent = None if compression is None else compression.bytes_sent  # horovod_sign
-        print(describe_bytes(sent, model.count_params()), flush=True)
+        print(describe_bytes(sent, model.count_params(), hvd.size()), flush=True)
 
 
 if __name__ == "__main__":

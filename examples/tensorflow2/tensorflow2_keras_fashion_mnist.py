@@ -8,7 +8,8 @@ import time
 
 import horovod.tensorflow as hvd
 import keras
-from fashion_mnist import Progress, describe_bytes, load, make_model, make_schedule, parse_arguments
+from fashion_mnist import Progress, load, make_model, make_schedule, parse_arguments
+from traffic import describe_bytes
 
 import horovod_sign.tensorflow.keras as hvs  # horovod_sign
 
@@ -75,7 +76,7 @@ def main():
     model.fit(train_set, shuffle=False, validation_data=test_set, epochs=args.epochs, callbacks=callbacks, verbose=0)
     if hvd.rank() == 0:
         sent = None if args.optimizer == "sgd" else model.optimizer.bytes_sent  # horovod_sign
-        print(describe_bytes(sent, model.count_params()), flush=True)
+        print(describe_bytes(sent, model.count_params(), hvd.size()), flush=True)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ import horovod_sign.tensorflow.keras as hvd  # horovod_sign: in place of `import
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from devices import pin_tensorflow
 from progress import Progress
-from sparse_autoencoder import describe, describe_bytes, load, parse_arguments
+from sparse_autoencoder import describe, load, parse_arguments
+from traffic import describe_bytes
 
 
 @keras.saving.register_keras_serializable("horovod_sign.examples")

@@ -97,6 +97,11 @@ class Slot:
                 "cannot be written to them: give each its own by p.data = p.data.clone()"
             )
 
+    def copied(self) -> torch.Tensor:
+        """A copy of the parameter that lies as the layout says."""
+        p = self.parameter
+        return self.layout.copy(f"parameter {self.label}", p, p.dtype, p.device)
+
     def gradient(self) -> torch.Tensor:
         """The gradient in the layout and dtype of the vote, dense."""
         p, g = self.parameter, self.parameter.grad
@@ -287,11 +292,7 @@ class Bucket:
     @staticmethod
     def _values(slots: list[Slot]) -> list[torch.Tensor]:
         """The parameters where they lie as their layouts say, else copies that do."""
-        parameters = [(slot, slot.parameter) for slot in slots]
-        return [
-            p if slot.lies_so else slot.layout.copy(f"parameter {slot.label}", p, p.dtype, p.device)
-            for slot, p in parameters
-        ]
+        return [slot.parameter if slot.lies_so else slot.copied() for slot in slots]
 
     @staticmethod
     def _write_back(slots: list[Slot], values: list[torch.Tensor]):

@@ -140,8 +140,9 @@ def DistributedOptimizer(
         labels = {} if named_parameters is None else names_by_parameter(named_parameters)
         if named_parameters is not None:
             check_named(trainable(optimizer, labels), labels)
-        check_parameters(trainable(optimizer, labels))
-        check_kernels(trainable(optimizer, labels))
+        parameters = trainable(optimizer, labels)
+        check_parameters(parameters)
+        check_kernels(parameters)
         options = Options(
             kind=f"{type(optimizer).__name__}, {rule}",
             abstain=bool(abstain),

@@ -9,6 +9,7 @@ import torch
 
 from horovod_sign import rules
 from horovod_sign.torch import broadcasting
+from horovod_sign.torch.arithmetic import interpolated, stepped
 from horovod_sign.torch.foreign import load_own
 
 
@@ -133,13 +134,12 @@ def warming_up(rule: rules.Rule, state: dict) -> bool:
 
 
 def local_ballot(rule: rules.Rule, gradient: torch.Tensor, state: dict, warm: bool) -> torch.Tensor:
-    """What this worker votes on, by `rules`: the same arithmetic as the native kernel, for any device."""
+    """What this worker votes on, by `rules`; its momentum is updated."""
     if not rule.has_momentum:
         return gradient
-    m, g = momentum_buffer(gradient, state), gradient.to(torch.float32)
-    finite = torch.isfinite(g)
-    voted = gradient if warm else torch.where(finite, _interpolate(rule.beta_vote, m, g), g)
-    m.copy_(torch.where(finite, _interpolate(rule.beta_state, m, g), m))
+    m = momentum_buffer(gradient, state)
+    voted, kept = interpolated(gradient, m, (rule.beta_vote, rule.beta_state), warm)
+    m.copy_(kept)
     return voted
 
 
@@ -150,13 +150,4 @@ def sign(x: torch.Tensor) -> torch.Tensor:
 
 def take_step(p: torch.Tensor, vote: torch.Tensor, group: dict):
     """x <- x - lr * (vote + weight_decay * x); 16-bit parameters are computed in float32 and rounded once."""
-    exact = torch.float32 if p.dtype in (torch.float16, torch.bfloat16) else p.dtype
-    x, step = p.detach().to(exact), vote.to(exact)
-    if group["weight_decay"] != 0.0:
-        step = x * group["weight_decay"] + step
-    # Not add_(alpha=-lr): that rounds once where the kernel of the distributed step rounds twice.
-    p.copy_(x - step * group["lr"])
-
-
-def _interpolate(beta: float, m: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
-    return m * beta + g * (1.0 - beta)
+    p.copy_(stepped(p, vote, group["lr"], group["weight_decay"], group["weight_decay"] != 0.0))

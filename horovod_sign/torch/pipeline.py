@@ -128,7 +128,12 @@ class Pipeline:
     @property
     def started(self) -> bool:
         """Whether gradients have been packed, or votes are on their way."""
-        return bool(self._arrivals or len(self._votes) + len(self._packing) > self._kept)
+        return bool(self._arrivals or self._given > self._kept)
+
+    @property
+    def _given(self) -> int:
+        """Of how many buckets this rank's ballot is given, and nothing decided."""
+        return len(self._packing) + len(self._votes)
 
     @property
     def untouched(self) -> bool:
@@ -197,7 +202,7 @@ class Pipeline:
         for bucket in self._buckets:
             self._tell_of_error(bucket)
         attendance = None if self._nodes is None else Attendance(self.name, self.notice)
-        while self._unstarted or self._packing or self._votes:
+        while self._unstarted or self._given:
             # Every vote goes on before the next decision is worked on, so that none waits for that work.
             self._go_on()
             decided = next((bucket for bucket in self._buckets if self._is_decided(bucket)), None)
@@ -258,7 +263,7 @@ class Pipeline:
             self.notice |= self.asks_for_notice()
             if self._held_up_since is None:
                 self._held_up_since = time.monotonic()
-        if due or self._packing or self._votes:
+        if due or self._given:
             self._go_on(start=False)
         if due and time.monotonic() - self._held_up_since > _HELD_UP:
             try:
@@ -320,9 +325,7 @@ class Pipeline:
             self._start(bucket)
         if full or self._nodes is None:
             self._note(packed)
-        self._vote_on_packed()
-        for vote in self._votes.values():
-            vote.poll()
+        self._go_on(start=False)
 
     def _note(self, packed: list[Slot]):
         if self._error is not None or any(slot.bucket.error is not None for slot in packed):
@@ -350,12 +353,13 @@ class Pipeline:
 
     def _resume(self):
         """Expects again what an interrupted backward pass had not packed. Votes that had started stay as they are."""
-        self._arrivals, self._kept, self._unfinished = 0, len(self._votes) + len(self._packing), False
+        self._arrivals, self._kept, self._unfinished = 0, self._given, False
         for bucket in self._buckets:
-            if bucket in self._unstarted:
+            started = bucket not in self._unstarted
+            if not started:
                 bucket.retract()
             for slot in bucket.slots:
-                given = bucket not in self._unstarted or slot.taken
+                given = started or slot.taken
                 slot.passes_left, slot.seen = _SENT if given else self.passes, None
             self._awaited[bucket] = sum(slot.passes_left != _SENT for slot in bucket.slots)
 

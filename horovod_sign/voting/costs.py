@@ -10,7 +10,7 @@ Only payload is counted, as `collectives.bytes_sent` does: not what a library se
 
 from typing import NamedTuple
 
-from horovod_sign.algebra import counts_bits
+from horovod_sign.algebra import counts_bits, plane_bytes
 
 _WORD = 8  # bytes; planes are whole 64-bit words
 
@@ -24,11 +24,6 @@ class Cost(NamedTuple):
     def plus(self, other: "Cost") -> "Cost":
         """Both, one after the other."""
         return Cost(self.messages + other.messages, self.bytes + other.bytes)
-
-
-def plane_bytes(n: int) -> int:
-    """Bytes of a plane, one bit a coordinate: 8 * ceil(n / 64)."""
-    return _WORD * -(-n // (8 * _WORD))
 
 
 def allreduce_cost(nbytes: int, size: int) -> Cost:

@@ -27,8 +27,6 @@ class Kernels(Protocol):
     Tensors of a batch lie in memory as its lengths say. `out` and `decided` are `staging.DevicePlanes`.
     """
 
-    name: str
-
     def pack(self, batch: Batch, gradients, out, one_bit: bool):
         """Writes the words of the batch in the planes `out`: sign, and unless `one_bit` nonzero, and counts."""
 

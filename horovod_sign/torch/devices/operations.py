@@ -7,9 +7,8 @@ those of csrc/, bit for bit.
 import numpy as np
 import torch
 
+from horovod_sign.torch.arithmetic import interpolated, stepped
 from horovod_sign.torch.devices.batches import Batch
-
-NAME = "operations"
 
 # The integer type of each floating type's bits, and the bits of infinity: signs, zeros and NaN are told apart by
 # integer operations, which know no modes in which a subnormal number is zero.
@@ -24,19 +23,14 @@ _BITS = {
 class Operations:
     """A few operations for each call, however many tensors there are. See `devices.Kernels`."""
 
-    name = NAME
-
     def pack(self, batch: Batch, gradients, out, one_bit: bool):
         """As in `devices.Kernels`."""
         _put_ballot(batch, _end_to_end(batch, gradients), batch.dtype, out, one_bit)
 
     def interpolate_pack(self, batch: Batch, gradients, momenta, betas, warm: bool, out, one_bit: bool):
         """As in `devices.Kernels`."""
-        gradient, m = _end_to_end(batch, gradients), _end_to_end(batch, momenta)
-        g, (vote, state) = gradient.to(torch.float32), betas
-        finite = torch.isfinite(g)
-        voted = gradient if warm else torch.where(finite, _interpolate(vote, m, g), g)
-        _spread(batch, torch.where(finite, _interpolate(state, m, g), m), momenta)
+        voted, kept = interpolated(_end_to_end(batch, gradients), _end_to_end(batch, momenta), betas, warm)
+        _spread(batch, kept, momenta)
         _put_ballot(batch, voted, batch.dtype if warm else "float32", out, one_bit)
 
     def unpack(self, batch: Batch, outputs, decided):
@@ -45,12 +39,9 @@ class Operations:
 
     def apply(self, batch: Batch, parameters, decided, scalars, decay: bool):
         """As in `devices.Kernels`."""
-        exact = torch.float64 if batch.dtype == "float64" else torch.float32
-        x, step = _end_to_end(batch, parameters).to(exact), _votes(batch, decided).to(exact)
-        lr, weight_decay = scalars.to(exact)
-        if decay:
-            step = x * weight_decay + step
-        _spread(batch, (x - step * lr).to(parameters[0].dtype), parameters)
+        x = _end_to_end(batch, parameters)
+        lr, weight_decay = scalars.to(torch.float64 if batch.dtype == "float64" else torch.float32)
+        _spread(batch, stepped(x, _votes(batch, decided), lr, weight_decay, decay).to(x.dtype), parameters)
 
 
 def in_memory_order(x: torch.Tensor) -> torch.Tensor:
@@ -104,15 +95,11 @@ def _votes(batch: Batch, decided) -> torch.Tensor:
     return votes if len(flags) == 1 else votes * flags[1]
 
 
-def _interpolate(beta: float, m: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
-    return m * beta + g * (1.0 - beta)
-
-
-def _kept(batch: Batch, what: str, make):
-    """A table of the batch, made once."""
-    if what not in batch.kept:
-        batch.kept[what] = make()
-    return batch.kept[what]
+def _once(kept: dict, key, make) -> torch.Tensor:
+    """What is made at the first time."""
+    if key not in kept:
+        kept[key] = make()
+    return kept[key]
 
 
 def _words_of(batch: Batch) -> torch.Tensor:
@@ -125,7 +112,7 @@ def _words_of(batch: Batch) -> torch.Tensor:
         ]
         return torch.from_numpy(np.concatenate(words)).to(batch.device)
 
-    return _kept(batch, "words", make)
+    return _once(batch.kept, "words", make)
 
 
 def _padding(batch: Batch) -> torch.Tensor | None:
@@ -135,22 +122,15 @@ def _padding(batch: Batch) -> torch.Tensor | None:
         flags = [np.arange(-(-n // 64) * 64) >= n for n in batch.lengths]
         return torch.from_numpy(np.concatenate(flags)).to(batch.device)
 
-    return _kept(batch, "padding", make) if any(n % 64 for n in batch.lengths) else None
+    return _once(batch.kept, "padding", make) if any(n % 64 for n in batch.lengths) else None
 
 
 def _weights(device: torch.device) -> torch.Tensor:
-    return _constant("weights", device, lambda: torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8))
+    return _once(_constants, device, lambda: torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8).to(device))
 
 
 def _zeros(n: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    return _constant(str(dtype), device, lambda: torch.zeros(64, dtype=dtype, device="cpu"))[:n]
+    return _once(_constants, (dtype, device), lambda: torch.zeros(64, dtype=dtype, device=device))[:n]
 
 
-_constants: dict[tuple[str, torch.device], torch.Tensor] = {}
-
-
-def _constant(what: str, device: torch.device, make) -> torch.Tensor:
-    key = what, device
-    if key not in _constants:
-        _constants[key] = make().to(device)
-    return _constants[key]
+_constants: dict = {}  # by device, or dtype and device

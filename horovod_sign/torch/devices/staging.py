@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from horovod_sign.algebra import plane_bytes
 from horovod_sign.torch.devices import Batch, kernels_of
 from horovod_sign.torch.devices.batches import tiles_of
 from horovod_sign.torch.devices.queues import pinned, queue_of
@@ -34,12 +35,6 @@ class DevicePlanes(NamedTuple):
     def planes(self) -> list[torch.Tensor]:
         """The planes that there are."""
         return [self.sign] if self.nonzero is None else [self.sign, self.nonzero]
-
-    @property
-    def words(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Both as words of 32 bits."""
-        nonzero = None if self.nonzero is None else self.nonzero.view(torch.int32)
-        return self.sign.view(torch.int32), nonzero
 
 
 class Tensors(NamedTuple):
@@ -193,7 +188,7 @@ def _runs(tensors: Tensors) -> list[tuple[int, int]]:
     """The bytes [start, stop) of planes that tensors have, those that follow each other in one piece."""
     runs: list[tuple[int, int]] = []
     for n, start in sorted(zip(tensors.lengths, tensors.offsets, strict=True), key=lambda each: each[1]):
-        stop = start + -(-n // 64) * 8
+        stop = start + plane_bytes(n)
         if runs and runs[-1][1] == start:
             runs[-1] = runs[-1][0], stop
         else:

@@ -11,7 +11,6 @@ import triton.language as tl
 
 from horovod_sign.torch.devices.batches import TILE, Batch
 
-NAME = "triton"
 _FEW, _MANY = 4, 8  # warps a program, by measurement: to pack takes much in each thread, to update much of memory
 
 _BFLOAT16 = tl.constexpr("bfloat16")
@@ -252,8 +251,6 @@ _ELEMENTS = {
 class TritonKernels:
     """One launch for each call. See `devices.Kernels`."""
 
-    name = NAME
-
     def pack(self, batch: Batch, gradients, out, one_bit: bool):
         """As in `devices.Kernels`."""
         at = batch.addresses(gradients)
@@ -294,10 +291,9 @@ class TritonKernels:
     def _write(self, kernel, batch: Batch, tensors, decided, *scalars, **options):
         at = batch.addresses(tensors)
         elements = {k: _ELEMENTS[batch.dtype][k] for k in ("INTEGER", "WIDTH")}
-        sign, nonzero = decided.words
-        ties = nonzero is not None
-        options |= {"DTYPE": batch.dtype, "TIES": ties, "ALIGNED": at.aligned, **elements}
-        self._launch(kernel, batch, at.table, sign, nonzero if ties else sign, *scalars, **options)
+        planes = [plane.view(torch.int32) for plane in decided.planes]
+        options |= {"DTYPE": batch.dtype, "TIES": len(planes) > 1, "ALIGNED": at.aligned, **elements}
+        self._launch(kernel, batch, at.table, planes[0], planes[-1], *scalars, **options)
 
     @staticmethod
     def _launch(kernel, batch: Batch, *arguments, **options):
@@ -311,6 +307,6 @@ def warps_of(kernel) -> int:
     return _FEW if kernel is pack else _MANY
 
 
-def _halves(out) -> tuple[torch.Tensor, torch.Tensor]:
+def _halves(out) -> list[torch.Tensor]:
     """Both planes as words of 16 bits."""
-    return out.sign.view(torch.int16), out.nonzero.view(torch.int16)
+    return [plane.view(torch.int16) for plane in out.planes]
