@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from launching import NOT_STARTED
+
 ROOT = Path(__file__).resolve().parents[3]
 START = 150  # seconds for ranks to start, import frameworks and collect
 GRACE = 10  # seconds for the other ranks to end a test that has failed on one
@@ -78,8 +80,11 @@ class Launch:
         with socket.socket(socket.AF_UNIX) as server:
             server.bind(str(self._folder / "socket"))
             server.listen(key.ranks)
-            self._process = self._start([*mpirun, str(key.ranks)], options + files)
-            self._trouble = self._accept(server)
+            for _ in range(2):
+                self._process = self._start([*mpirun, str(key.ranks)], options + files)
+                self._trouble = self._accept(server)
+                if NOT_STARTED not in self._notes():
+                    break
 
     @property
     def alive(self) -> bool:
