@@ -9,7 +9,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 ci/setup.sh
-out=build/demo links=${LINKS:-100} hosts=examples/benchmarks/hosts.sh
+out=build/demo links=${LINKS:-100} hosts=benchmarks/hosts.sh
 mkdir -p "$out"
 run=(ci/run 4)
 if [ "$links" != none ]; then

@@ -1,7 +1,7 @@
 """What `transport="auto"` means: the way of voting that a step waits for least, by a model of what each costs.
 
 A step waits for an op of Horovod's engine, however little it carries, about `OP_SECONDS` (one round of the engine's
-thread, in which all ranks agree on what is ready; 0.8 ms is what `examples/benchmarks/scale.py` fits to measurements
+thread, in which all ranks agree on what is ready; 0.8 ms is what `python -m benchmarks scale` fits to measurements
 with 2 to 8 ranks); and for bytes at `BYTES_PER_SECOND`, a slow network's, since on a
 faster one all ways are closer to each other. With B the bytes of `costs`:
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-PATH = Path(__file__).resolve().parents[2] / "examples" / "benchmarks" / "cost_model.py"
+PATH = Path(__file__).resolve().parents[2] / "benchmarks" / "cost_model.py"
 spec = importlib.util.spec_from_file_location("cost_model", PATH)
 model = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(model)
@@ -106,7 +106,7 @@ def test_a_link_shared_by_the_ranks_of_a_host():
 
 
 def test_scale_fits_predicts_and_draws(tmp_path):
-    """scale.py on results that the model made: it finds the constants, and more than one rank a host hurts the flat."""
+    """`scale` on results that the model made: it finds the constants, and more than one rank a host hurts the flat."""
     rates = {None: "shared memory", 125e6: "1gbit", 1.25e9: "10gbit"}
     records = [
         {
@@ -122,8 +122,8 @@ def test_scale_fits_predicts_and_draws(tmp_path):
     ]
     results = tmp_path / "results.jsonl"
     results.write_text("".join(json.dumps(r) + "\n" for r in records))
-    program = [sys.executable, PATH.with_name("scale.py"), results, "--gbits", "1"]
-    finished = subprocess.run(program, capture_output=True, text=True, timeout=120)
+    program = [sys.executable, "-m", "benchmarks", "scale", results, "--gbits", "1"]
+    finished = subprocess.run(program, cwd=PATH.parents[1], capture_output=True, text=True, timeout=120)
     assert finished.returncode == 0, finished.stderr
     found = json.loads((tmp_path / "scale.json").read_text())
     assert found["constants_s"] == pytest.approx(CONSTANTS, rel=1e-3)

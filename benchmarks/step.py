@@ -1,10 +1,10 @@
-"""A training step of a ResNet-50-sized model, ways side by side: mpirun -np 4 python step.py
+"""A training step of a ResNet-50-sized model, ways side by side: mpirun -np 4 python -m benchmarks step
 
 The model has the 161 parameters of ResNet-50 (25.6 million coordinates), last first, and its backward does nothing but
 write each gradient, so what is measured is what the optimizer adds: communication and update, less what overlaps.
 With --coordinates 1e5 it is a small model of 10 parameters, where what an op costs by itself is all that counts:
 
-    mpirun -np 4 python step.py --coordinates 1e5 --methods float32 signsgd signsgd_exchange signsgd_counts
+    mpirun -np 4 python -m benchmarks step --coordinates 1e5 --methods float32 signsgd signsgd_exchange signsgd_counts
 
 With --pause-ms 100 backward also sleeps so long in all, as a rank does whose GPU computes. The method one_bit_alone
 votes with nobody: what others take beyond its time is communication, without overlap and with it.
@@ -15,15 +15,16 @@ import time
 
 import horovod.torch as hvd
 import torch
-from measuring import record, save, show, side_by_side
 from mpi4py import MPI
 
 import horovod_sign.torch as hvs
+from benchmarks import resnet50
+from benchmarks.measuring import record, save, show, side_by_side
 
 LR = 0.01
 
 
-def parse_arguments():
+def parse_arguments(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__ and __doc__.splitlines()[0])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=USUAL, help=f"to compare; default: {USUAL}")
     parser.add_argument("--coordinates", type=float, help="of a model of 10 equal parameters; default: ResNet-50")
@@ -33,20 +34,7 @@ def parse_arguments():
     parser.add_argument("--device", default="cpu", help="of the model: cpu (default) or cuda, which ranks then share")
     parser.add_argument("--rate", default="unshaped", help="what the links are shaped to, for the record")
     parser.add_argument("--json", help="file to append results to")
-    return parser.parse_args()
-
-
-def resnet50_sizes() -> list[int]:
-    """Coordinates of each parameter of ResNet-50, in the model's order."""
-    sizes, inputs = [3 * 64 * 49, 64, 64], 64
-    for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
-        for block in range(blocks):
-            sizes += [inputs * width, width, width, width * width * 9, width, width]
-            sizes += [width * 4 * width, 4 * width, 4 * width]
-            if block == 0:
-                sizes += [inputs * 4 * width, 4 * width, 4 * width]
-            inputs = 4 * width
-    return [*sizes, 2048 * 1000, 1000]
+    return parser.parse_args(arguments)
 
 
 class _Layer(torch.autograd.Function):
@@ -145,14 +133,14 @@ METHODS = {
 USUAL = [name for name in METHODS if name not in ("signsgd_exchange", "signsgd_counts", "one_bit_hierarchical")]
 
 
-def main():
-    args = parse_arguments()
+def main(arguments=None):
+    args = parse_arguments(arguments)
     # Only those that are needed: the engine goes through all of them in each of its cycles.
     alone = ALONE if "one_bit_alone" in args.methods else []
     hvd.init(process_sets=alone + (hvs.node_process_sets() if "one_bit_hierarchical" in args.methods else []))
     torch.set_num_threads(args.threads)
     generator = torch.Generator().manual_seed(hvd.rank())
-    sizes = [int(args.coordinates / 10)] * 10 if args.coordinates else resnet50_sizes()
+    sizes = resnet50.sizes(args.coordinates)
     gradients = [torch.randn(n, generator=generator).to(args.device) for n in sizes]
     names = ["backward", *(name for name in args.methods if name != "backward")]
     trainers = {name: Trainer(METHODS[name], gradients, 1e-3 * args.pause_ms) for name in names}
@@ -177,7 +165,3 @@ def show_communication(ms: dict[str, float]):
         alone = ms["one_bit_alone"]
         before, after = ((ms[name] - alone) / ms[name] for name in ("one_bit_no_overlap", "signsgd_one_bit"))
         print(f"  communication of one bit: {before:.0%} of the step without overlap, {after:.0%} with it", flush=True)
-
-
-if __name__ == "__main__":
-    main()

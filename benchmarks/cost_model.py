@@ -1,4 +1,4 @@
-"""An alpha-beta model of what a reduction takes, and its fit to the results of vote.py and step.py.
+"""An alpha-beta model of what a reduction takes, and its fit to the results of vote and step.
 
 With the messages and bytes that `horovod_sign.voting.costs` gives for one rank, a method x takes
 

@@ -1,4 +1,4 @@
-"""Draws the results of vote.py and step.py, one PNG a table, beside the file: python plot.py results.jsonl"""
+"""Draws the results of vote and step, one PNG a table, beside the file: python -m benchmarks plot RESULTS.jsonl"""
 
 import argparse
 import itertools
@@ -14,10 +14,10 @@ COLOURS = {"float32": "#777777", "float16": "#aaaaaa", "byte_allgather": "#c8a95
 OURS = "#2a6f97"
 
 
-def main():
+def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("results", type=Path, help="file that vote.py and step.py wrote by --json")
-    path = parser.parse_args().results
+    parser.add_argument("results", type=Path, help="file that vote and step wrote by --json")
+    path = parser.parse_args(arguments).results
     records = [json.loads(line) for line in path.read_text().splitlines()]
     key = lambda r: (r["kind"], r["rate"], r.get("pause_ms", 0.0))  # noqa: E731
     for (kind, rate, pause), group in itertools.groupby(sorted(records, key=key), key):
@@ -51,7 +51,3 @@ def draw(kind: str, where: str, records: list[dict], picture: Path):
     figure.tight_layout()
     figure.savefig(picture, dpi=130)
     plt.close(figure)
-
-
-if __name__ == "__main__":
-    main()

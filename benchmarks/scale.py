@@ -1,6 +1,6 @@
-"""How voting should scale to thousands of ranks, on paper: python scale.py build/benchmarks/results.jsonl
+"""How voting should scale to thousands of ranks, on paper: python -m benchmarks scale RESULTS.jsonl
 
-Fits the constants of cost_model.py to the results of vote.py and step.py, prints them with what the model gets wrong,
+Fits the constants of cost_model.py to the results of vote and step, prints them with what the model gets wrong,
 and predicts larger clusters from them. M ranks are on M/g hosts, and the g ranks of a host share its link:
 
     float32, ring       2 (M-1) messages, 2 (M-1)/M * 4n bytes; a ring leaves each host once
@@ -29,13 +29,13 @@ import json
 import math
 from pathlib import Path
 
-import cost_model as model
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from benchmarks import cost_model as model
 from horovod_sign.voting import costs
 
 PACKET = 1460  # bytes of payload
@@ -49,9 +49,9 @@ LINES = {
 }
 
 
-def parse_arguments():
+def parse_arguments(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", nargs="+", type=Path, help="files of vote.py and step.py")
+    parser.add_argument("results", nargs="+", type=Path, help="files of vote and step")
     parser.add_argument("--cores", type=int, default=2, help="that all measured hosts share; default: 2")
     parser.add_argument("--burst-mb", type=float, default=1.0, help="of measured links, see hosts.sh; default: 1")
     parser.add_argument("--coordinates", type=float, default=25.6e6, help="to predict; default: 25.6e6")
@@ -60,7 +60,7 @@ def parse_arguments():
     parser.add_argument("--alpha-us", type=float, help="instead of the fitted alpha of TCP, as for RDMA")
     parser.add_argument("--inside-gbytes", type=float, help="instead of the fitted memory, as for NVLink: 1e9 bytes/s")
     parser.add_argument("--out", type=Path, help="folder of scale.json, scale.png, fit.png; default: of the results")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def predict(constants: dict, line: str, n: int, ranks: int, per_host: int, rate: float) -> float:
@@ -200,8 +200,8 @@ def save(figure, picture: Path, bottom: float = 0.0):
     print(picture)
 
 
-def main():
-    args = parse_arguments()
+def main(arguments=None):
+    args = parse_arguments(arguments)
     records = [json.loads(line) for path in args.results for line in path.read_text().splitlines()]
     points = model.measured(records)
     fitted = model.fit([model.setting(r, args.cores, 1e6 * args.burst_mb) for r, _ in points], [t for _, t in points])
@@ -238,7 +238,7 @@ def assumed(constants: dict, args) -> dict:
     needed = {"alpha TCP": "--alpha-us", "eta memory": "--inside-gbytes", "beta": "results of links with a rate"}
     for name, remedy in needed.items():
         if not constants.get(name):
-            raise SystemExit(f"scale.py: these results do not tell {name!r}: give {remedy}")
+            raise SystemExit(f"scale: these results do not tell {name!r}: give {remedy}")
     return constants
 
 
@@ -272,7 +272,3 @@ def write(path: Path, args, fitted: model.Fit, constants: dict, points: list, pa
     }
     path.write_text(json.dumps(content, indent=1) + "\n")
     print(path)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,8 +1,8 @@
 """One step's vote through the PyTorch adapter and through the TensorFlow adapter, side by side in one run.
 
-    ci/run 2 .venv/bin/python examples/benchmarks/adapters.py
+    ci/run 2 .venv/bin/python -m benchmarks adapters
 
-The gradients are those of a ResNet-50, 25.6 million coordinates in 160 variables, random, in memory when the clock
+The gradients are those of a ResNet-50, 25.6 million coordinates in 161 variables, random, in memory when the clock
 starts. Two times are taken, in milliseconds: the *vote*, from gradients to votes, and the *step*, from gradients to
 parameters stepped by SignSGD. Rounds alternate between the adapters, so that whatever else the machine does hits both;
 medians over rounds, of the slowest rank of each round.
@@ -16,33 +16,18 @@ These settings keep it, here as in training (a GPU has TensorFlow's own allocato
 
 import argparse
 import contextlib
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 from mpi4py import MPI
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from progress import Progress
+
+from benchmarks import resnet50
 
 with contextlib.suppress(ImportError):
     import triton  # noqa: F401  torch's: loaded after TensorFlow it is a segmentation fault
 
 comm = MPI.COMM_WORLD
-
-
-def resnet50_shapes() -> list[tuple[int, ...]]:
-    """The variables of a ResNet-50 for 1,000 classes, but for the last bias: 160 variables."""
-    shapes, inputs = [(7, 7, 3, 64), (64,), (64,)], 64
-    for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
-        for block in range(blocks):
-            convolutions = [(1, 1, inputs, width), (3, 3, width, width), (1, 1, width, 4 * width)]
-            convolutions += [(1, 1, inputs, 4 * width)] if block == 0 else []
-            for shape in convolutions:
-                shapes += [shape, shape[-1:], shape[-1:]]
-            inputs = 4 * width
-    return [*shapes, (inputs, 1000)]
 
 
 def torch_contender(gradients, momentum, transport):
@@ -97,7 +82,7 @@ def tensorflow_contender(gradients, momentum, transport):
     coordinates = [Coordinates(g.shape, tf.float32) for g in gradients]
     rule = rules.signum(momentum) if momentum else rules.signsgd()
     election = Election(rule, transport=transport)
-    memory = OwnMomentum(rule, coordinates) if momentum else None
+    memory = OwnMomentum(rule, [g.shape for g in gradients]) if momentum else None
     labels = [str(i) for i in range(len(gradients))]
     variables = [tf.Variable(tf.zeros(g.shape)) for g in gradients]
     optimizer = hvs.DistributedOptimizer(
@@ -106,7 +91,7 @@ def tensorflow_contender(gradients, momentum, transport):
 
     @tf.function(autograph=False)
     def vote():
-        return election.vote(sources, coordinates, labels, memory.next() if memory else None)
+        return election.vote(sources, coordinates, labels, memory.next(range(len(sources))) if memory else None)
 
     @tf.function(autograph=False)
     def step():
@@ -119,17 +104,18 @@ def median_ms(times: list[float]) -> float:
     return 1000 * float(np.median(times))
 
 
-def main():
+def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=20, help="of which medians are taken; default: 20")
     parser.add_argument("--momentum", type=float, default=0.0, help="vote by Signum; default: 0, by signSGD")
     parser.add_argument(
         "--transport", default="exchange", choices=["exchange", "counts"], help="of the votes; default: exchange"
     )
-    args = parser.parse_args()
+    parser.add_argument("--coordinates", type=float, help="of a model of 10 equal variables; default: ResNet-50")
+    args = parser.parse_args(arguments)
 
     random = np.random.default_rng(comm.rank)
-    gradients = [random.standard_normal(shape).astype(np.float32) for shape in resnet50_shapes()]
+    gradients = [random.standard_normal(shape).astype(np.float32) for shape in resnet50.shapes(args.coordinates)]
     # TensorFlow first: imported after PyTorch it would share that library's thread settings.
     contenders = {
         "TensorFlow": tensorflow_contender(gradients, args.momentum, args.transport),
@@ -160,7 +146,3 @@ def main():
         for what in ("vote", "step"):
             ours, reference = (median_ms(times[name, what]) for name in ("TensorFlow", "PyTorch"))
             print(f"{what}: TensorFlow {ours:.1f} ms, PyTorch {reference:.1f} ms, ratio {ours / reference:.2f}")
-
-
-if __name__ == "__main__":
-    main()

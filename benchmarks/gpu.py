@@ -1,9 +1,9 @@
 """Votes on a GPU: how fast its kernels are, and what a vote adds to a training step of ResNet-50.
 
-    python examples/benchmarks/gpu.py kernels                 kernels as a share of the device's copy bandwidth
-    mpirun -np 2 python examples/benchmarks/gpu.py step       a step (forward, backward, update) beside Horovod's
-    mpirun -np 2 python examples/benchmarks/gpu.py count      launches, copies and waits of a step, by the profiler
-    mpirun -np 2 python examples/benchmarks/gpu.py same       parameters after some steps, beside those of the CPU
+    python -m benchmarks gpu kernels                 kernels as a share of the device's copy bandwidth
+    mpirun -np 2 python -m benchmarks gpu step       a step (forward, backward, update) beside Horovod's
+    mpirun -np 2 python -m benchmarks gpu count      launches, copies and waits of a step, by the profiler
+    mpirun -np 2 python -m benchmarks gpu same       parameters after some steps, beside those of the CPU
 
 Ranks share a GPU where there are fewer than ranks; Horovod must then be built without NCCL, which does not. `step` and
 `count` need torchvision.
@@ -18,7 +18,7 @@ import torch
 LR = 0.001
 
 
-def parse_arguments():
+def parse_arguments(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__ and __doc__.splitlines()[0])
     parser.add_argument("what", choices=["kernels", "step", "count", "same"], help="see the list above")
     parser.add_argument("--coordinates", type=float, nargs="+", default=[25.6e6, 256e6], help="of kernels")
@@ -29,7 +29,7 @@ def parse_arguments():
     parser.add_argument("--batch", type=int, default=32, help="images a rank; default: 32")
     parser.add_argument("--rounds", type=int, default=15, help="of step; default: 15")
     parser.add_argument("--json", help="file to append results to")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -52,15 +52,15 @@ def time_kernels(args):
 
 def _time_kernels(args, n: int, dtype: str, tile: int, warps: int):
     import numpy as np
-    from measuring import save
-    from step import resnet50_sizes
     from triton.testing import do_bench, do_bench_cudagraph
 
+    from benchmarks import resnet50
+    from benchmarks.measuring import save
     from horovod_sign.algebra import plane_bytes
     from horovod_sign.torch.devices.staging import Staging, Tensors
     from horovod_sign.voting.messages import Planes
 
-    resnet = resnet50_sizes()
+    resnet = resnet50.sizes()
     lengths = [max(1, int(size * n / sum(resnet))) for size in resnet]
     n, device = sum(lengths), torch.device("cuda")
     offsets = np.cumsum([0, *map(plane_bytes, lengths)]).tolist()
@@ -181,7 +181,7 @@ def _trainers(args):
 
 
 def time_steps(args):
-    from measuring import record, save, show, side_by_side
+    from benchmarks.measuring import record, save, show, side_by_side
 
     hvd, trainers = _trainers(args)
     results = side_by_side({name: each.step for name, each in trainers.items()}, args.rounds, warmup=3)
@@ -249,14 +249,14 @@ def _calls(run) -> dict[str, int]:
 def compare_with_cpu(args):
     """The same gradients on the CPU and on the GPU: the same parameters, bit for bit."""
     import horovod.torch as hvd
-    from step import Trainer as Given
-    from step import resnet50_sizes
 
     import horovod_sign.torch as hvs
+    from benchmarks import resnet50
+    from benchmarks.step import Trainer as Given
 
     hvd.init()
     torch.cuda.set_device(hvd.local_rank() % torch.cuda.device_count())
-    sizes = [max(1, n // 8) for n in resnet50_sizes()]
+    sizes = [max(1, n // 8) for n in resnet50.sizes()]
     around = {"compression": hvs.Compression.signum(0.5)}
     for dtype in (getattr(torch, name) for name in args.dtypes):
         generator = torch.Generator().manual_seed(hvd.rank())
@@ -290,10 +290,6 @@ def compare_with_cpu(args):
                 sys.stdout.flush()
 
 
-def main():
-    args = parse_arguments()
+def main(arguments=None):
+    args = parse_arguments(arguments)
     {"kernels": time_kernels, "step": time_steps, "count": count_calls, "same": compare_with_cpu}[args.what](args)
-
-
-if __name__ == "__main__":
-    main()

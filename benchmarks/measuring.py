@@ -2,14 +2,11 @@
 
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from mpi4py import MPI
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from progress import Progress
 
 LINK = Path("/sys/class/net/eth0/statistics")

@@ -1,20 +1,21 @@
 #!/usr/bin/env bash
 # Measures the vote and the training step, side by side with Horovod's own and with other ways, on hosts made here.
 #
-#   sudo examples/benchmarks/run.sh                           hosts 2 3 4 8; links of 1gbit, 10gbit; and shared memory
+#   sudo benchmarks/run.sh                           hosts 2 3 4 8; links of 1gbit, 10gbit; and shared memory
 #   HOSTS="4" RATES="1gbit" ROUNDS=5 run.sh OUTPUT_FOLDER     less of it
 #
 # Results go to OUTPUT_FOLDER (default: build/benchmarks): results.jsonl, a PNG for each table, and the tables as text;
-# scale.py's fit and predictions from them: scale.txt, scale.json, scale.png, fit.png.
-# On a real cluster run the same programs there, with your own mpirun, and then plot.py:
-#   mpirun -H host1,host2,host3,host4 python step.py --rate 25gbit --json results.jsonl; python plot.py results.jsonl
+# scale's fit and predictions from them: scale.txt, scale.json, scale.png, fit.png.
+# On a real cluster run the same programs there, with your own mpirun, and then python -m benchmarks plot:
+#   mpirun -H host1,host2,host3,host4 python -m benchmarks step --rate 25gbit --json results.jsonl
 #
 # Needs root and iproute2 for the hosts (see hosts.sh).
 set -euo pipefail
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-out=${1:-$here/../../build/benchmarks}
+out=$(realpath -m "${1:-$(dirname "${BASH_SOURCE[0]}")/../build/benchmarks}")
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+hosts_sh=$PWD/benchmarks/hosts.sh
 hosts=${HOSTS:-2 3 4 8} rates=${RATES:-1gbit 10gbit} rounds=${ROUNDS:-7} coordinates=${COORDINATES:-1e5 1e6 25.6e6}
-export PATH=$here/../../.venv/bin:$PATH OMP_NUM_THREADS=1 OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+export PATH=$PWD/.venv/bin:$PATH OMP_NUM_THREADS=1 OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 mkdir -p "$out"
 results=$out/results.jsonl
 : >"$results"
@@ -23,27 +24,27 @@ measure() { # LAUNCHER... -- RATE
     local launcher=()
     while [ "$1" != -- ]; do launcher+=("$1"); shift; done
     # shellcheck disable=SC2086 # several numbers
-    "${launcher[@]}" python "$here/vote.py" --rate "$2" --rounds "$rounds" --coordinates $coordinates --json "$results"
-    "${launcher[@]}" python "$here/step.py" --rate "$2" --rounds "$rounds" --json "$results"
+    "${launcher[@]}" python -m benchmarks vote --rate "$2" --rounds "$rounds" --coordinates $coordinates --json "$results"
+    "${launcher[@]}" python -m benchmarks step --rate "$2" --rounds "$rounds" --json "$results"
     # As with a GPU, whose backward leaves the cores to communication.
-    "${launcher[@]}" python "$here/step.py" --rate "$2" --rounds "$rounds" --pause-ms 200 --json "$results"
+    "${launcher[@]}" python -m benchmarks step --rate "$2" --rounds "$rounds" --pause-ms 200 --json "$results"
 }
 
 {
     measure mpirun -np 2 --oversubscribe --bind-to none --mca mpi_yield_when_idle 1 -- "shared memory"
     if [ "$(id -u)" = 0 ] && command -v ip >/dev/null && command -v tc >/dev/null; then
-        trap '"$here/hosts.sh" down' EXIT
+        trap '"$hosts_sh" down' EXIT
         for rate in $rates; do
             for n in $hosts; do
-                "$here/hosts.sh" down
-                "$here/hosts.sh" up "$n" "$rate"
-                measure "$here/hosts.sh" run "$n" -x OMP_NUM_THREADS -- "$rate"
+                "$hosts_sh" down
+                "$hosts_sh" up "$n" "$rate"
+                measure "$hosts_sh" run "$n" -x OMP_NUM_THREADS -- "$rate"
             done
         done
     else
         echo "no hosts with shaped links: that needs root, ip and tc (on Debian: apt-get install iproute2)" >&2
     fi
 } | tee "$out/tables.txt"
-python "$here/plot.py" "$results"
+python -m benchmarks plot "$results"
 # What the results say of larger clusters; fewer hosts or rates than by default may be too few to fit.
-python "$here/scale.py" "$results" --cores "$(nproc)" | tee "$out/scale.txt" || echo "no predictions" >&2
+python -m benchmarks scale "$results" --cores "$(nproc)" | tee "$out/scale.txt" || echo "no predictions" >&2

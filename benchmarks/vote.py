@@ -1,4 +1,4 @@
-"""The vote alone, six ways side by side, from gradients in memory to updated parameters: mpirun -np 4 python vote.py
+"""The vote alone, six ways side by side, from gradients in memory to parameters: mpirun -np 4 python -m benchmarks vote
 
 float32, float16    Horovod's allreduce, then x <- x - lr * mean
 byte allgather      one byte a sign, gathered from all by all (as GRACE does it)
@@ -11,9 +11,9 @@ import argparse
 import horovod.torch as hvd
 import numpy as np
 import torch
-from measuring import record, save, show, side_by_side
 from mpi4py import MPI
 
+from benchmarks.measuring import record, save, show, side_by_side
 from horovod_sign.algebra import native
 from horovod_sign.torch.collectives import HorovodCollectives
 from horovod_sign.voting import messages
@@ -24,7 +24,7 @@ from horovod_sign.voting.protocols import PROTOCOLS
 LR = 0.01
 
 
-def parse_arguments():
+def parse_arguments(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__ and __doc__.splitlines()[0])
     parser.add_argument(
         "--coordinates", type=float, nargs="+", default=[1e5, 1e6, 25.6e6], help="to vote on; default: 1e5 1e6 25.6e6"
@@ -33,7 +33,7 @@ def parse_arguments():
     parser.add_argument("--abstain", action="store_true", help="zeros and ties are 0, as by default in training")
     parser.add_argument("--rate", default="unshaped", help="what the links are shaped to, for the record")
     parser.add_argument("--json", help="file to append results to")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 class Methods:
@@ -88,8 +88,8 @@ class Methods:
         native.kernels().apply("float32", self.target, decided.sign, decided.nonzero, LR)
 
 
-def main():
-    args = parse_arguments()
+def main(arguments=None):
+    args = parse_arguments(arguments)
     hvd.init()
     torch.set_num_threads(1)
     native.kernels().threads = 1
@@ -102,7 +102,3 @@ def main():
         save(args.json, records)
         if MPI.COMM_WORLD.rank == 0:
             show(f"vote on {n / 1e6:g} M coordinates, {hvd.size()} ranks, {args.rate}", records)
-
-
-if __name__ == "__main__":
-    main()

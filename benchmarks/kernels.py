@@ -1,6 +1,6 @@
 """How fast the kernels are, next to plain loops over the same memory.
 
-    python examples/benchmarks/kernels.py [--coordinates N] [--rounds N] [--set avx2] [--threads N] [--only NAME]
+    python -m benchmarks kernels [--coordinates N] [--rounds N] [--set avx2] [--threads N] [--only NAME]
 
 Each kernel is timed in turn with its *limit*: loops that only read, or read and write back, the bytes that the kernel
 must move. `ratio` is the limit's time divided by the kernel's, both measured next to each other: 1.00 means that the
@@ -15,18 +15,14 @@ Where all planes start at the same place in their pages ("aligned"), they compet
 import argparse
 import json
 import platform
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
+from progress import Progress
 
 from horovod_sign.algebra import native
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from progress import Progress
 
 
 @dataclass
@@ -209,10 +205,10 @@ def measure(case, rounds):
     }
 
 
-def main():
+def main(arguments=None):
     """Parses arguments, runs the cases, prints the table."""
     parser = argparse.ArgumentParser(description=__doc__ and __doc__.split("\n")[0])
-    parser.add_argument("--coordinates", type=int, default=25_600_000, help="float32; default: 25,600,000")
+    parser.add_argument("--coordinates", type=float, default=25.6e6, help="float32; default: 25,600,000")
     parser.add_argument("--rounds", type=int, default=31, help="of which medians are taken; default: 31")
     parser.add_argument(
         "--set", choices=native.supported(), default=native.kernels().name, help="of kernels; default: the best here"
@@ -220,15 +216,16 @@ def main():
     parser.add_argument("--threads", type=int, default=1, help="of the kernels; default: 1")
     parser.add_argument("--only", default="", help="run only the kernels whose name has this in it")
     parser.add_argument("--json", metavar="FILE", help="to write the table to")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(arguments)
 
+    n = int(arguments.coordinates)
     kernels = native.Kernels(arguments.set)
     kernels.threads = arguments.threads
     what = f"kernel set {kernels.name}, {kernels.threads} thread(s), {platform.processor() or 'CPU'}"
-    print(f"{arguments.coordinates} float32 coordinates, {what}")
+    print(f"{n} float32 coordinates, {what}")
     print(f"{'kernel':22s} {'ms':>8s} {'GB/s':>6s} {'ratio':>6s} {'median':>7s} {'quartiles':>12s}  limit (its ms)")
     rows = []
-    chosen = [case for case in cases(kernels, arguments.coordinates) if arguments.only in case.name]
+    chosen = [case for case in cases(kernels, n) if arguments.only in case.name]
     for case in Progress(chosen, "kernels", unit="kernel"):
         row = measure(case, arguments.rounds)
         rows.append(row)
@@ -241,7 +238,3 @@ def main():
     if arguments.json:
         with open(arguments.json, "w") as file:
             json.dump({**vars(arguments), "kernels": rows}, file, indent=2)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,42 @@
+"""Every benchmark runs, on 10,000 coordinates, prints what it is for, and writes what the pictures are drawn from."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from launching import launch
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(*arguments) -> str:
+    command = [sys.executable, "-m", "benchmarks", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+def test_those_of_ranks_and_the_pictures_of_their_results(tmp_path):
+    results = tmp_path / "results.jsonl"
+    worker = ROOT / "tests" / "launch" / "benchmarks_worker.py"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("OMPI_", "PMI"))}
+    environment["PYTHONPATH"] = str(ROOT)
+    status, output = launch([ROOT / "ci" / "run", "2", sys.executable, worker, results], 200, env=environment)
+    assert status == 0, output
+    assert "training step, 0.01 M coordinates, 2 ranks" in output and "communication of one bit" in output, output
+    assert output.count("PyTorch") == 4 and "vote on 0.01 M coordinates" in output, output
+    records = [json.loads(line) for line in results.read_text().splitlines()]
+    ms = {(r["kind"], r["method"]): r["ms"] for r in records}
+    assert ms["step", "backward"] >= 20 and ms["step", "one_bit_hierarchical"] > ms["step", "backward"]
+    assert {"float32", "float16", "byte_allgather", "bit_allgather", "counts", "exchange"} == {
+        method for kind, method in ms if kind == "vote"
+    }
+    pictures = run("plot", results).split()
+    assert len(pictures) == 2 and all(Path(each).read_bytes().startswith(b"\x89PNG") for each in pictures)
+
+
+def test_kernels(tmp_path):
+    table = run("kernels", "--coordinates", "1e4", "--rounds", "2", "--only", "pack", "--json", tmp_path / "table.json")
+    rows = json.loads((tmp_path / "table.json").read_text())["kernels"]
+    assert {"pack signbit", "pack onebit", "interpolate_pack"} <= {row["kernel"] for row in rows}
+    assert all(row["kernel"] in table for row in rows)
