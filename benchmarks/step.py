@@ -114,7 +114,18 @@ def _alone(parameters, named):
     return _ours(hvs.SignSGD, abstain=False, process_set=ALONE[hvd.rank()])(parameters, named)
 
 
-ALONE = [hvd.ProcessSet([rank]) for rank in range(MPI.COMM_WORLD.size)]
+ALONE: list[hvd.ProcessSet] = []  # one for each rank
+
+
+def _process_sets(methods: list[str]) -> list[hvd.ProcessSet]:
+    """Only those that are needed: the engine goes through all of them in each of its cycles."""
+    sets = hvs.node_process_sets() if "one_bit_hierarchical" in methods else []
+    for rank in range(MPI.COMM_WORLD.size if "one_bit_alone" in methods else 0):
+        ALONE.append(next((each for each in sets if each.ranks == [rank]), hvd.ProcessSet([rank])))
+        sets += ALONE[-1:] if ALONE[-1] not in sets else []
+    return sets
+
+
 METHODS = {
     "backward": None,
     "float32": _horovod(),
@@ -135,9 +146,7 @@ USUAL = [name for name in METHODS if name not in ("signsgd_exchange", "signsgd_c
 
 def main(arguments=None):
     args = parse_arguments(arguments)
-    # Only those that are needed: the engine goes through all of them in each of its cycles.
-    alone = ALONE if "one_bit_alone" in args.methods else []
-    hvd.init(process_sets=alone + (hvs.node_process_sets() if "one_bit_hierarchical" in args.methods else []))
+    hvd.init(process_sets=_process_sets(args.methods))
     torch.set_num_threads(args.threads)
     generator = torch.Generator().manual_seed(hvd.rank())
     sizes = resnet50.sizes(args.coordinates)

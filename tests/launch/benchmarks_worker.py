@@ -10,5 +10,4 @@ if __name__ == "__main__":
     results = ["--json", sys.argv[1]]
     step.main([*FEW, *results, "--pause-ms", "20", "--methods", *step.METHODS])  # first: Horovod starts in it
     vote.main([*FEW, *results, "--abstain"])
-    adapters.main(FEW)
-    adapters.main([*FEW, "--momentum", "0.9", "--transport", "counts"])
+    adapters.main([*FEW, "--momentum", "0.9"])
