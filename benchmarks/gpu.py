@@ -37,7 +37,7 @@ def parse_arguments(arguments=None):
 
 
 def time_kernels(args):
-    from horovod_sign.torch.devices import batches, triton_kernels
+    from horovod_sign.tensors.devices import batches, triton_kernels
 
     print(f"{torch.cuda.get_device_name()}: share of the bandwidth of a copy (bytes read and written by each)")
     for tile in args.tiles or [batches.TILE]:
@@ -57,7 +57,7 @@ def _time_kernels(args, n: int, dtype: str, tile: int, warps: int):
     from benchmarks import resnet50
     from benchmarks.measuring import save
     from horovod_sign.algebra import plane_bytes
-    from horovod_sign.torch.devices.staging import Staging, Tensors
+    from horovod_sign.tensors.devices.staging import Staging, Tensors
     from horovod_sign.voting.messages import Planes
 
     resnet = resnet50.sizes()

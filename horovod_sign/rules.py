@@ -91,3 +91,11 @@ def choose_rule(own: Rule | None, compression: Rule | None, optimizer: str) -> R
             "(for example SGD), whose gradients the votes then are"
         )
     return own or compression or signsgd()
+
+
+def warming_up(rule: Rule, state: dict) -> bool:
+    """Counts a step in `state` and says whether its votes are on the gradient."""
+    if not rule.warmup_steps:
+        return False
+    state["step"] = state.get("step", 0) + 1
+    return state["step"] <= rule.warmup_steps

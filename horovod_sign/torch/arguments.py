@@ -9,8 +9,8 @@ import torch
 
 from horovod_sign.keywords import check_keywords
 from horovod_sign.launched import warn_if_alone
-from horovod_sign.torch.layout import has_memory, is_dense
-from horovod_sign.torch.planes import check_votable, has_kernels
+from horovod_sign.tensors.layout import has_memory, is_dense
+from horovod_sign.tensors.planes import check_votable, has_kernels
 from horovod_sign.voting.protocols import TRANSPORTS
 
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import horovod.torch as hvd
 import torch
 
+from horovod_sign.tensors.planes import INTEGERS
 from horovod_sign.torch.agreement import agree
-from horovod_sign.torch.planes import INTEGERS
 
 
 class _Kind(NamedTuple):

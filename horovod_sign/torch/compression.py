@@ -12,8 +12,8 @@ import torch
 
 from horovod_sign import rules
 from horovod_sign.algebra import counts_bits
-from horovod_sign.torch import planes
-from horovod_sign.torch.optimizers import local_ballot, warming_up
+from horovod_sign.tensors import planes
+from horovod_sign.torch.optimizers import local_ballot
 from horovod_sign.voting import messages
 
 
@@ -32,7 +32,7 @@ class SignCompressor:
         voted = tensor
         if self.rule.has_momentum:
             state = self._state_of(tensor)
-            voted = local_ballot(self.rule, tensor, state, warming_up(self.rule, state))
+            voted = local_ballot(self.rule, tensor, state, rules.warming_up(self.rule, state))
         ballot = planes.pack(voted, self._abstain)
         words = messages.encode_fields(ballot, counts_bits(hvd.size()))
         return torch.from_numpy(words), _Context(tensor.shape, tensor.dtype, tensor.device, ballot)

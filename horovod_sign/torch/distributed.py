@@ -10,6 +10,7 @@ import torch
 from horovod_sign.keywords import without_horovods_default, wrong_compression
 from horovod_sign.rules import Rule, choose_rule
 from horovod_sign.statistics import VoteStatistics
+from horovod_sign.tensors.planes import check_kernels
 from horovod_sign.torch import broadcasting, checkpoints
 from horovod_sign.torch.agreement import tell
 from horovod_sign.torch.arguments import (
@@ -26,7 +27,6 @@ from horovod_sign.torch.compression import SignCompressor
 from horovod_sign.torch.foreign import load_own
 from horovod_sign.torch.optimizers import SignOptimizer, momentum_buffer, take_step
 from horovod_sign.torch.pipeline import OTHER_LOSS
-from horovod_sign.torch.planes import check_kernels
 from horovod_sign.torch.sparse import make_sparse
 from horovod_sign.torch.spent import Spent
 from horovod_sign.torch.votes import Options, Votes

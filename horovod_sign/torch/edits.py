@@ -11,9 +11,9 @@ from collections.abc import Iterable
 
 import torch
 
-from horovod_sign.torch.buckets import Slot
-from horovod_sign.torch.layout import has_memory
-from horovod_sign.torch.planes import kernels, readable
+from horovod_sign.tensors.buckets import Slot
+from horovod_sign.tensors.layout import has_memory
+from horovod_sign.tensors.planes import kernels, readable
 
 
 class Watch:

@@ -10,9 +10,9 @@ import horovod.torch as hvd
 import numpy as np
 import torch
 
-from horovod_sign.torch.buckets import Bucket, Slot
+from horovod_sign.tensors.buckets import Bucket, Slot
+from horovod_sign.tensors.layout import check_memory
 from horovod_sign.torch.collectives import HorovodCollectives
-from horovod_sign.torch.layout import check_memory
 from horovod_sign.torch.nodes import Nodes
 from horovod_sign.voting import messages
 from horovod_sign.voting.collectives import Allgather, Request, Within

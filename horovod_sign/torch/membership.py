@@ -9,10 +9,10 @@ from collections.abc import Iterable
 
 import torch
 
+from horovod_sign.tensors.buckets import Slot, groups_of
+from horovod_sign.tensors.layout import Layout
 from horovod_sign.torch.agreement import describe
 from horovod_sign.torch.arguments import check_parameters, trainable
-from horovod_sign.torch.buckets import Slot, groups_of
-from horovod_sign.torch.layout import Layout
 
 
 class Membership:

@@ -8,8 +8,8 @@ Algorithm 1).
 import torch
 
 from horovod_sign import rules
+from horovod_sign.tensors.arithmetic import interpolated, stepped
 from horovod_sign.torch import broadcasting
-from horovod_sign.torch.arithmetic import interpolated, stepped
 from horovod_sign.torch.foreign import load_own
 
 
@@ -68,7 +68,7 @@ class SignOptimizer(torch.optim.Optimizer):
                 if p.grad is not None:
                     gradient = p.grad.to_dense() if p.grad.is_sparse else p.grad
                     state = self.state[p]
-                    take_step(p, sign(local_ballot(rule, gradient, state, warming_up(rule, state))), group)
+                    take_step(p, sign(local_ballot(rule, gradient, state, rules.warming_up(rule, state))), group)
 
 
 class SignSGD(SignOptimizer):
@@ -123,14 +123,6 @@ def momentum_buffer(p: torch.Tensor, state: dict) -> torch.Tensor:
     if "momentum_buffer" not in state:
         state["momentum_buffer"] = torch.zeros_like(p, dtype=torch.float32, memory_format=torch.preserve_format)
     return state["momentum_buffer"]
-
-
-def warming_up(rule: rules.Rule, state: dict) -> bool:
-    """Counts a step in `state` and says whether its votes are on the gradient."""
-    if not rule.warmup_steps:
-        return False
-    state["step"] = state.get("step", 0) + 1
-    return state["step"] <= rule.warmup_steps
 
 
 def local_ballot(rule: rules.Rule, gradient: torch.Tensor, state: dict, warm: bool) -> torch.Tensor:

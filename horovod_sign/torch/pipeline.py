@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
+from horovod_sign.tensors.buckets import Bucket, Slot
 from horovod_sign.torch import progress
-from horovod_sign.torch.buckets import Bucket, Slot
 from horovod_sign.torch.edits import Watch
 from horovod_sign.torch.hierarchy import Attendance, averaged_in_place, vote_of_nodes
 from horovod_sign.torch.interrupts import undisturbed

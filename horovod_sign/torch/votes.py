@@ -12,9 +12,9 @@ import torch
 from horovod.common.exceptions import HorovodInternalError
 
 from horovod_sign.statistics import Monitor
+from horovod_sign.tensors.buckets import Bucket, make_buckets
 from horovod_sign.torch.agreement import agree
 from horovod_sign.torch.arguments import in_elastic_job
-from horovod_sign.torch.buckets import Bucket, make_buckets
 from horovod_sign.torch.collectives import HorovodCollectives
 from horovod_sign.torch.membership import Membership
 from horovod_sign.torch.nodes import find_nodes

@@ -2,8 +2,8 @@
 
 import pytest
 
-from horovod_sign.torch import buckets, devices, planes
-from horovod_sign.torch.devices import staging
+from horovod_sign.tensors import buckets, devices, planes
+from horovod_sign.tensors.devices import staging
 
 KERNEL_SETS = ["native", "triton", "operations"]
 

@@ -14,7 +14,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from horovod_sign.torch.devices import batches, triton_kernels
+from horovod_sign.tensors.devices import batches, triton_kernels
 
 PLANES = {"pack": "*i16", "interpolate_pack": "*i16", "apply": "*i32"}
 OPTIONS = {

@@ -10,7 +10,7 @@ from one_rank import OneRank
 
 from horovod_sign import rules
 from horovod_sign.algebra import unpack_votes
-from horovod_sign.torch.buckets import Bucket, make_buckets
+from horovod_sign.tensors.buckets import Bucket, make_buckets
 from horovod_sign.voting import messages
 
 
@@ -63,7 +63,7 @@ def test_a_bucket_packs_what_is_there_and_abstains_for_the_rest(abstain):
 
 
 def test_gradients_are_packed_as_soon_as_there_are_enough(monkeypatch):
-    monkeypatch.setattr("horovod_sign.torch.buckets.PACK_COORDINATES", 100)
+    monkeypatch.setattr("horovod_sign.tensors.buckets.PACK_COORDINATES", 100)
     parameters = parameters_of(60, 40, 60)
     for p in parameters:
         p.grad = torch.ones(p.shape)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from horovod_sign.torch import devices
-from horovod_sign.torch.devices import staging
+from horovod_sign.tensors import devices
+from horovod_sign.tensors.devices import staging
 from horovod_sign.voting.messages import Planes
 
 LENGTHS = (70, 3, 64)
@@ -22,7 +22,7 @@ POISON = 1e30
 
 
 class Late:
-    """A device, and its queue: `horovod_sign.torch.devices.queues.Queue`.
+    """A device, and its queue: `horovod_sign.tensors.devices.queues.Queue`.
 
     Args:
         random: what chooses among work that may run.

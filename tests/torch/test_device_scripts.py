@@ -15,7 +15,7 @@ from mpi4py import MPI
 from ranks import RANK, SIZE
 
 import horovod_sign.torch as hvs
-from horovod_sign.torch import planes
+from horovod_sign.tensors import planes
 
 RANKS = (2,)  # an even number, where votes tie; how many there are is no affair of the device
 

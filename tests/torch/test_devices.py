@@ -12,9 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from horovod_sign import rules
 from horovod_sign.algebra import native, plane_bytes
-from horovod_sign.torch import devices, planes
-from horovod_sign.torch.buckets import make_buckets
-from horovod_sign.torch.devices import queues, staging, triton_kernels
+from horovod_sign.tensors import devices, planes
+from horovod_sign.tensors.buckets import make_buckets
+from horovod_sign.tensors.devices import queues, staging, triton_kernels
 from horovod_sign.torch.pipeline import Pipeline
 from horovod_sign.voting.messages import Planes
 

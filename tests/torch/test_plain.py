@@ -10,7 +10,8 @@ from kernel_sets import KERNEL_SETS, use_kernels
 
 import horovod_sign.torch as hvs
 from horovod_sign import rules
-from horovod_sign.torch import compression, layout, optimizers, planes
+from horovod_sign.tensors import layout, planes
+from horovod_sign.torch import compression, optimizers
 
 SHAPES = [(3, 5), (64,), (130,), ()]
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -163,7 +164,7 @@ def test_rules_say_what_is_voted_on_by_two_betas():
     for step in range(6):
         g = random.standard_normal(200).astype(np.float32)
         g[step] = math.inf
-        warm = optimizers.warming_up(rule, state)
+        warm = rules.warming_up(rule, state)
         assert warm == (step == 0)
         voted = optimizers.sign(optimizers.local_ballot(rule, torch.tensor(g), state, warm))
         np.testing.assert_array_equal(voted.numpy(), workers.votes([[g]])[0])

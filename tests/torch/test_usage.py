@@ -192,7 +192,7 @@ def test_changes_count_and_are_no_fault_where_votes_are_not_packed_before_the_st
 
 
 def test_changes_in_large_models_come_too_late_by_mpi_too(monkeypatch):
-    monkeypatch.setattr("horovod_sign.torch.buckets.PACK_COORDINATES", 1)
+    monkeypatch.setattr("horovod_sign.tensors.buckets.PACK_COORDINATES", 1)
     net = tasks.model()
     assert edited_steps(net, wrap(hvs.Signum(net.parameters(), 0.01), net), data_edit) == 1
 

@@ -15,7 +15,7 @@ import os
 import warnings
 from typing import Protocol
 
-from horovod_sign.torch.devices.batches import Batch
+from horovod_sign.tensors.devices.batches import Batch
 
 _VARIABLE = "HOROVOD_SIGN_TORCH_KERNELS"
 _SETS = {"triton": ("triton_kernels", "TritonKernels"), "operations": ("operations", "Operations")}
@@ -62,7 +62,7 @@ def kernels_of(device_type: str) -> Kernels:
 def load(name: str) -> Kernels:
     """A set of kernels, by its name."""
     module, kernels = _SETS[name]
-    return getattr(importlib.import_module(f"horovod_sign.torch.devices.{module}"), kernels)()
+    return getattr(importlib.import_module(f"horovod_sign.tensors.devices.{module}"), kernels)()
 
 
 def _runs_triton(device_type: str) -> bool:

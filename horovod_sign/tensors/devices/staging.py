@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from horovod_sign.algebra import plane_bytes
-from horovod_sign.torch.devices import Batch, kernels_of
-from horovod_sign.torch.devices.batches import tiles_of
-from horovod_sign.torch.devices.queues import pinned, queue_of
+from horovod_sign.tensors.devices import Batch, kernels_of
+from horovod_sign.tensors.devices.batches import tiles_of
+from horovod_sign.tensors.devices.queues import pinned, queue_of
 from horovod_sign.voting.messages import Planes
 
 

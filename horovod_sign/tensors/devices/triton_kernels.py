@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from horovod_sign.torch.devices.batches import TILE, Batch
+from horovod_sign.tensors.devices.batches import TILE, Batch
 
 _FEW, _MANY = 4, 8  # warps a program, by measurement: to pack takes much in each thread, to update much of memory
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from horovod_sign.torch.devices.queues import pinned
+from horovod_sign.tensors.devices.queues import pinned
 
 TILE = 2048  # coordinates that a program of a launch handles: whole words of planes, and enough loads in flight
 

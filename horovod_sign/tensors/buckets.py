@@ -11,11 +11,10 @@ import numpy as np
 import torch
 
 from horovod_sign.algebra import native
-from horovod_sign.rules import Rule
-from horovod_sign.torch.devices.staging import Staging, Tensors
-from horovod_sign.torch.layout import Layout, check_memory, overlaps
-from horovod_sign.torch.optimizers import warming_up
-from horovod_sign.torch.planes import DTYPES, check_votable, has_kernels, kernels
+from horovod_sign.rules import Rule, warming_up
+from horovod_sign.tensors.devices.staging import Staging, Tensors
+from horovod_sign.tensors.layout import Layout, check_memory, overlaps
+from horovod_sign.tensors.planes import DTYPES, check_votable, has_kernels, kernels
 from horovod_sign.voting.messages import Planes
 
 # Gradients are packed when so many coordinates of them have arrived: few calls, and before they have left the cache.

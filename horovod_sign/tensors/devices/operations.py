@@ -7,8 +7,8 @@ those of csrc/, bit for bit.
 import numpy as np
 import torch
 
-from horovod_sign.torch.arithmetic import interpolated, stepped
-from horovod_sign.torch.devices.batches import Batch
+from horovod_sign.tensors.arithmetic import interpolated, stepped
+from horovod_sign.tensors.devices.batches import Batch
 
 # The integer type of each floating type's bits, and the bits of infinity: signs, zeros and NaN are told apart by
 # integer operations, which know no modes in which a subnormal number is zero.

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from horovod_sign.algebra import native, plane_bytes
-from horovod_sign.torch import devices
-from horovod_sign.torch.devices.staging import Staging, Tensors
-from horovod_sign.torch.layout import check_memory
+from horovod_sign.tensors import devices
+from horovod_sign.tensors.devices.staging import Staging, Tensors
+from horovod_sign.tensors.layout import check_memory
 from horovod_sign.voting.messages import Planes
 
 DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float64: "float64"}
