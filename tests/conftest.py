@@ -42,6 +42,7 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     config.addinivalue_line("markers", "ranks(*counts): the rank counts of this test, in place of those of its file")
     config.addinivalue_line("markers", "limit(seconds): for this test on ranks, in place of 60")
+    config.addinivalue_line("markers", "fault(row, framework): proves a row of docs/robustness.md: see ci/faults.py")
     config.addinivalue_line("markers", "asleep: waits for most of its time, so it begins first, beside others")
     config.addinivalue_line("markers", "quick: among what --quick runs, on one of its rank counts")
     if SOCKET:

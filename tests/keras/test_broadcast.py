@@ -42,6 +42,7 @@ def check(*groups, root=ROOT):
             np.testing.assert_array_equal(value, expected)
 
 
+@pytest.mark.fault("broadcasts")
 @pytest.mark.parametrize("piece", [12, 2**28])
 @pytest.mark.parametrize("in_graph", [False, True], ids=["eager", "graph"])
 def test_in_pieces(piece, in_graph, monkeypatch):
@@ -66,6 +67,7 @@ def test_in_pieces(piece, in_graph, monkeypatch):
     assert max(sizes) <= piece and sum(sizes) == sum(v.nbytes for v in values(variables))
 
 
+@pytest.mark.fault("broadcasts")
 @pytest.mark.parametrize("condition", ["Python's", "a tensor's"])
 def test_in_the_first_batch_of_a_traced_loop(condition):
     """As in Horovod's example: weights, and then the optimizer's state, in a branch of a tf.function."""

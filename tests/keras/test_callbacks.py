@@ -13,6 +13,8 @@ from horovod_sign.tensorflow.keras.momenta import Momenta
 
 RANKS = (2,)  # two that differ
 
+pytestmark = pytest.mark.fault("schedulers")
+
 
 def compiled(optimizer=None):
     net = tasks.model()

@@ -13,6 +13,8 @@ from horovod_sign.tensorflow import election
 
 RANKS = (3,)  # with two ranks that go on, a vote among them would be decided; one alone votes without messages
 
+pytestmark = pytest.mark.fault("frozen")
+
 KINDS = {
     "SignSGD": (lambda: hvs.SignSGD(1.0), {}, 0.0),
     "Signum": (lambda: hvs.Signum(1.0, 0.5), {}, 0.5),

@@ -30,6 +30,7 @@ class Halved(keras.optimizers.SGD):
     """An optimizer of the user's own."""
 
 
+@pytest.mark.fault("predivide")
 def test_keywords_that_mean_nothing_for_a_vote_are_taken():
     """Of Horovod's example one, its defaults by name; what asks for something is refused, by its name alone."""
     net = tasks.model()
@@ -133,6 +134,7 @@ def test_variables_broadcast_with_horovods_keyword():
         assert x.numpy() == [1.0]
 
 
+@pytest.mark.fault("local-variables")
 def test_local_variables_are_one_sentence():
     """Those of layers that each rank has for itself: a vote has no way to leave them out."""
     net = tasks.model()
@@ -165,6 +167,7 @@ def test_load_model_with_an_optimizer_of_ones_own(tmp_path):
     assert isinstance(loaded.optimizer, Halved)
 
 
+@pytest.mark.fault("graphs")
 def test_graphs_of_tensorflow_1_are_one_sentence():
     """Sessions, which Horovod's own tests use too."""
     with tf.Graph().as_default():

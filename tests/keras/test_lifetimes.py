@@ -18,6 +18,8 @@ from horovod_sign.tensorflow import programs
 
 RANKS = (2,)  # one rank alone has no messages to compile programs for
 
+pytestmark = pytest.mark.fault("search")
+
 
 def drawn(rank, shape):
     return np.random.default_rng([6, rank, *shape]).standard_normal(shape).astype(np.float32)
@@ -48,6 +50,8 @@ def graphs():
     return {id(each) for each in gc.get_objects() if isinstance(each, FuncGraph)}
 
 
+@pytest.mark.fault("lifetimes")
+@pytest.mark.fault("search")
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_a_model_leaves_no_graph_behind(kind):
     """Neither of its training step nor of anything in it, when it is dropped; helpers for tensors of a shape stay."""
@@ -95,6 +99,7 @@ def test_what_is_not_compiled_votes_alike_in_every_dtype(dtype, monkeypatch):
     np.testing.assert_array_equal(votes, oracle.vote([m * np.float32(0.5) for m in finite]))
 
 
+@pytest.mark.fault("check-numerics")
 @pytest.mark.parametrize("how", ["fit", "tape", "counts"])
 def test_check_numerics(how):
     """`tf.debugging.enable_check_numerics()` looks at the user's operations; it cannot look into a compiled program."""

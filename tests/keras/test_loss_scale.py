@@ -13,6 +13,8 @@ import horovod_sign.tensorflow.keras as hvs
 
 RANKS = (2,)  # one that overflows and one that does not
 
+pytestmark = pytest.mark.fault("overflow")
+
 N = 6
 # Who overflows in a step: nobody often enough for the scale to grow, one rank just before it would, the other, both.
 STEPS = [(), (), (), (0,), (), (1,), (), (0, 1), (), ()]

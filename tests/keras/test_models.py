@@ -55,6 +55,7 @@ def network(*layers, width=4):
     return keras.Sequential([keras.Input((width,)), *layers])
 
 
+@pytest.mark.fault("frozen")
 def test_frozen_layers_stay():
     net = network(keras.layers.Dense(5), keras.layers.Dense(2))
     net.layers[0].trainable = False
@@ -63,6 +64,7 @@ def test_frozen_layers_stay():
     np.testing.assert_array_equal(net.layers[0].kernel.numpy(), frozen)
 
 
+@pytest.mark.fault("tied")
 def test_tied_variables_vote_once():
     """A layer that is used twice: one vote on the sum of both gradients."""
     shared = keras.layers.Dense(4)
@@ -71,6 +73,7 @@ def test_tied_variables_vote_once():
     train(net, wrap())
 
 
+@pytest.mark.fault("unseen")
 def test_dead_units_and_unseen_embeddings_do_not_move():
     embedding = keras.layers.Embedding(10, 3)
     net = network(embedding, keras.layers.Flatten(), keras.layers.Dense(4, activation="relu"), width=2)
@@ -84,11 +87,13 @@ def test_dead_units_and_unseen_embeddings_do_not_move():
     assert not kernel[:, 0].any() and not bias[0] and kernel[:, 1:].any()
 
 
+@pytest.mark.fault("clipping")
 def test_gradients_clipped_before_the_vote():
     """What a loop does with gradients counts: here half of them become zeros, which abstain."""
     train(network(keras.layers.Dense(3)), wrap(), clip=0.1)
 
 
+@pytest.mark.fault("two-models")
 def test_two_models_and_optimizers_in_turn():
     nets = [network(keras.layers.Dense(3)), network(keras.layers.Dense(5), keras.layers.Dense(2))]
     optimizers = [wrap(), wrap()]

@@ -70,6 +70,8 @@ def test_name_and_passes_are_the_optimizer_s():
     assert (optimizer.name, optimizer.gradient_accumulation_steps) == ("mine", 3)
 
 
+@pytest.mark.fault("group-options")
+@pytest.mark.fault("schedulers")
 def test_a_schedule_and_exclusions_from_weight_decay():
     schedule = keras.optimizers.schedules.PiecewiseConstantDecay([0], [0.5, 0.25])
     optimizer = hvs.SignSGD(schedule, weight_decay=0.5)
@@ -88,6 +90,7 @@ def test_config_round_trip():
     assert (copy.momentum, copy.warmup, copy.gradient_accumulation_steps) == (0.8, True, 2)
 
 
+@pytest.mark.fault("wrapped-twice")
 @pytest.mark.parametrize(
     "make", [lambda: keras.optimizers.AdamW(0.01), lambda: hvs.Signum(0.01)], ids=["AdamW", "Signum"]
 )
@@ -121,6 +124,7 @@ assert type(model.optimizer) is keras.optimizers.SGD and int(model.optimizer.ite
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 
 
+@pytest.mark.fault("has-state")
 def test_state_is_kept_when_an_optimizer_is_wrapped():
     optimizer, x = hvs.Signum(1.0, 0.5), keras.Variable([0.0])
     apply(optimizer, x, [[4.0]])
@@ -181,6 +185,9 @@ ERRORS = {
 }
 
 
+@pytest.mark.fault("wrapped-twice")
+@pytest.mark.fault("average")
+@pytest.mark.fault("clipping")
 @pytest.mark.parametrize("case", ERRORS)
 def test_errors_are_one_sentence(case):
     make, words = ERRORS[case]
@@ -189,6 +196,7 @@ def test_errors_are_one_sentence(case):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.fault("compiled")
 def test_inside_xla_is_refused():
     optimizer, x = hvs.DistributedOptimizer(hvs.SignSGD(0.1)), keras.Variable([1.0])
     net = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
@@ -237,6 +245,7 @@ except ImportError as error:
     assert KERAS_ELSEWHERE[variable] in said and "install tensorflow" not in said and "\n" not in said
 
 
+@pytest.mark.fault("not-initialised")
 def test_horovod_not_initialized():
     program = """
 import horovod_sign.tensorflow.keras as hvs

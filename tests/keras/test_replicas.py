@@ -15,6 +15,8 @@ import horovod_sign.tensorflow.keras as hvs
 
 RANKS = (3,)  # the rank that differs is named, and so are two that are alike
 
+pytestmark = pytest.mark.fault("replicas")
+
 EPOCHS = 4
 
 

@@ -55,6 +55,8 @@ def assert_equal(left, right):
     assert MPI.COMM_WORLD.allgather(equal(left, right)) == [True] * SIZE
 
 
+@pytest.mark.fault("resume")
+@pytest.mark.fault("two-models")
 @pytest.mark.ranks(1, 3)  # alone too
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_file_resumes_all_ranks_bit_exactly(kind, path):
@@ -72,6 +74,7 @@ def test_one_file_resumes_all_ranks_bit_exactly(kind, path):
     tasks.assert_replicas_identical(tasks.values(net))
 
 
+@pytest.mark.fault("resume-on-others")
 @pytest.mark.parametrize("kind", KINDS)
 def test_on_another_number_of_ranks_all_start_from_the_mean(kind, path):
     """Saved by all ranks, loaded by process sets of one rank."""
@@ -103,6 +106,7 @@ def test_a_set_of_ranks_saves_and_loads_by_its_own_numbers(kind, path):
         assert both[0] != both[1]
 
 
+@pytest.mark.fault("resume-from-one")
 @pytest.mark.quick
 def test_what_rank_0_saved_alone_gives_all_its_momentum(path):
     net = trained("Signum")
@@ -116,6 +120,7 @@ def test_what_rank_0_saved_alone_gives_all_its_momentum(path):
     assert int(optimizer.iterations.numpy()) == tasks.ROWS // tasks.BATCH
 
 
+@pytest.mark.fault("resume-from-one")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_rank_that_loads_alone_gives_its_momentum_to_the_others(kind, path):
     """As in Horovod's examples: rank 0 reads the checkpoint, and the callback tells the others."""

@@ -12,6 +12,8 @@ import horovod_sign.tensorflow.keras as hvs
 
 RANKS = (3,)  # two of three outvote one
 
+pytestmark = pytest.mark.fault("overflow")
+
 SGD, Scaled = keras.optimizers.SGD, keras.optimizers.LossScaleOptimizer
 START = 64.0
 

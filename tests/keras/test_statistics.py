@@ -147,6 +147,7 @@ def test_metrics_of_epochs(tmp_path):
     assert {"vote_agreement", "vote_abstained", "vote_ties", "vote_nans", "vote_bytes_sent"} < set(header)
 
 
+@pytest.mark.fault("nan")
 @pytest.mark.parametrize("kind", ["honest", "flipped", "nan"])
 def test_what_is_wrong_with_a_rank_is_reported_there(kind):
     """Once; honest ranks with noisy gradients are not."""

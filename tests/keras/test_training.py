@@ -35,6 +35,7 @@ def wrap(optimizer, **options):
     return hvs.DistributedOptimizer(optimizer, **options)
 
 
+@pytest.mark.fault("compiled")
 @pytest.mark.quick
 @pytest.mark.ranks(2, 3)
 @pytest.mark.parametrize("abstain", [True, False])
@@ -75,6 +76,8 @@ CASES = {
 }
 
 
+@pytest.mark.fault("accumulation")
+@pytest.mark.fault("overflow")
 @pytest.mark.parametrize("case", CASES)
 def test_fit_equals_the_simulation_with(case):
     make, simulated, options = CASES[case]
@@ -112,6 +115,7 @@ def test_without_the_reduction_the_check_fails():
     MPI.COMM_WORLD.Barrier()
 
 
+@pytest.mark.fault("clipping")
 def test_adam_gets_votes_as_gradients():
     """Adam with clipping on the votes equals Adam fed with the oracle's votes."""
     net, twin = tasks.model(), tasks.model()
@@ -135,6 +139,7 @@ def stepper(optimizer, x):
     return tf.function(lambda g: optimizer.apply([g], [x]))
 
 
+@pytest.mark.fault("nan")
 @pytest.mark.ranks(3)  # two voters beside the broken one
 @pytest.mark.parametrize("kind", ["SignSGD", "Signum"])
 def test_nan_and_inf_gradients_of_one_rank(kind):
@@ -164,6 +169,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.fault("hostile")
 @pytest.mark.ranks(3)  # one is hostile
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_just_under_half_of_the_ranks_are_hostile(kind):
@@ -182,6 +188,7 @@ def test_just_under_half_of_the_ranks_are_hostile(kind):
     assert np.linalg.norm(w.numpy() - truth) < 0.1 * np.linalg.norm(truth)
 
 
+@pytest.mark.fault("join")
 @pytest.mark.ranks(3)  # two that go on and then one alone
 def test_joined_ranks_abstain_with_counts():
     of_all = [oracle.gradients(rank, 100, np.float32) for rank in range(SIZE)]
@@ -189,6 +196,9 @@ def test_joined_ranks_abstain_with_counts():
     tasks.assert_joined_ranks_abstain(stepper(wrap(hvs.SignSGD(1.0), transport="counts"), x), x, of_all)
 
 
+@pytest.mark.fault("sparse")
+@pytest.mark.fault("unseen")
+@pytest.mark.fault("unused")
 def test_missing_and_sparse_gradients():
     """In a loop that executes eagerly; in a graph: tensorflow/test_tapes.py."""
     optimizer = wrap(hvs.SignSGD(1.0))
@@ -204,6 +214,7 @@ def test_missing_and_sparse_gradients():
 POLICIES = {"mixed_bfloat16": "float32", "mixed_float16": "float32", "bfloat16": "bfloat16"}
 
 
+@pytest.mark.fault("sixteen-bits")
 @pytest.mark.parametrize("policy", POLICIES)
 def test_mixed_precision(policy):
     """Each step is the simulation's, on the gradients that the model has: momenta in float32, weights rounded once."""
@@ -240,12 +251,14 @@ def test_mixed_precision(policy):
         np.testing.assert_array_equal(slot, m)
 
 
+@pytest.mark.fault("scaler-outside")
 def test_loss_scaling_around_a_distributed_optimizer_is_refused():
     """It would wait for ever where one rank overflows; Keras itself does it to models of policy mixed_float16."""
     with pytest.raises(ValueError, match=r"use hvs\.DistributedOptimizer\(LossScaleOptimizer"):
         Scaled(wrap(SGD(0.01)))
 
 
+@pytest.mark.fault("differ")
 @pytest.mark.parametrize("what", ["shape", "number", "order", "dtype", "options"])
 def test_different_variables_are_an_error_on_all_ranks(what):
     odd = RANK == SIZE - 1
@@ -268,6 +281,7 @@ def test_different_variables_are_an_error_on_all_ranks(what):
         optimizer.apply([tf.ones(v.shape, v.dtype) for v in variables], variables)
 
 
+@pytest.mark.fault("process-sets")
 @pytest.mark.ranks(3)  # a set of two of them, and one of the other
 def test_process_sets():
     with process_sets(hvd, [0, 1], range(2, SIZE)) as (pair, others):

@@ -101,6 +101,7 @@ def plain(**_):
     return keras.optimizers.SGD(0.01)
 
 
+@pytest.mark.fault("unbuilt")
 @pytest.mark.parametrize("root", [0, LAST], ids=["first", "last"])
 @pytest.mark.parametrize("kind", MODELS)
 def test_fit_equals_the_simulation(kind, root):
@@ -131,6 +132,7 @@ def test_state_of_optimizers_is_alike_too(kind, options):
     assert int(keras.ops.convert_to_numpy(optimizer.iterations)) == steps
 
 
+@pytest.mark.fault("unbuilt")
 def test_a_rank_that_has_loaded_what_others_have_yet_to_build(tmp_path):
     """Its weights and its momentum go to all as they were: the batch in which the others were built changes neither."""
     trained = keras.Sequential([keras.Input((4,)), dense()])
@@ -162,6 +164,7 @@ def momenta(net):
     return [slot.numpy().copy() for slot in Momenta(net.optimizer).slots]
 
 
+@pytest.mark.fault("unbuilt")
 def test_saved_before_the_first_fit(tmp_path):
     """A model that is not built has no weights; its file is that of Keras, and it can be trained afterwards."""
     net, path = keras.Sequential([dense()]), MPI.COMM_WORLD.bcast(str(tmp_path / "model.keras"))
@@ -194,6 +197,7 @@ def test_saved_after_each_epoch_of_a_model_that_was_not_built(tmp_path):
         np.testing.assert_array_equal(value, other)
 
 
+@pytest.mark.fault("several-optimizers")
 def test_one_callback_for_several_models():
     """Cross-validation: each model that a callback is given starts alike, also one whose weights are made anew."""
     callbacks = [
@@ -248,6 +252,8 @@ class GAN(keras.Model):
         return losses
 
 
+@pytest.mark.fault("two-models")
+@pytest.mark.fault("several-optimizers")
 @pytest.mark.parametrize("built", [True, False])
 def test_two_optimizers_of_one_model(built):
     net = GAN(built)
@@ -278,6 +284,7 @@ def test_two_optimizers_of_one_model(built):
     assert not adam._momentums[0].numpy().any()
 
 
+@pytest.mark.fault("forgotten-optimizer")
 def test_the_optimizer_that_was_forgotten_is_named():
     """One of two votes. The model's own step might see to the other, so the replicas are compared: they have parted."""
     net = GAN(True)
@@ -328,6 +335,7 @@ def copied(how, net, folder):
     return twin
 
 
+@pytest.mark.fault("forgotten-optimizer")
 @pytest.mark.parametrize("how", ["load_model", "deepcopy", "pickle", "on one rank"])
 def test_an_optimizer_that_does_not_vote_is_an_error_on_all_ranks(how, tmp_path):
     net = tasks.model()

@@ -32,6 +32,7 @@ def horovodrun(*arguments, seconds: int = 240) -> str:
     return output
 
 
+@pytest.mark.fault("gloo", "torch")
 def test_votes_over_gloo():
     output = horovodrun("-np", 3, sys.executable, HERE / "gloo_worker.py")
     assert output.count("votes equal the oracle") == 3, output
@@ -44,6 +45,8 @@ WORKERS = {
 }
 
 
+@pytest.mark.fault("elastic")
+@pytest.mark.fault("gloo", "keras")
 @pytest.mark.parametrize("worker", WORKERS)
 def test_a_worker_dies_and_another_joins(worker, tmp_path):
     program, *arguments = WORKERS[worker]

@@ -18,6 +18,7 @@ def run(ranks: int, worker: str, *arguments: str, seconds: int = 200) -> tuple[i
     return launch(command, seconds, env=environment)
 
 
+@pytest.mark.fault("ends-early", "torch")
 @pytest.mark.parametrize(
     ("how", "transport", "first"),
     [
@@ -43,6 +44,7 @@ def test_the_others_are_told_by_an_exception_of_horovods(how, transport, first):
         assert status and ("of the user's own" if how == "exception" else "KeyboardInterrupt") in output, output
 
 
+@pytest.mark.fault("suspended", "torch")
 @pytest.mark.parametrize("transport", ["auto", "exchange"])
 def test_ranks_that_are_suspended_go_on(transport):
     """One after the other, in both orders: none is taken for joined, none waits for ever, replicas stay the same."""

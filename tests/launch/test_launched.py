@@ -67,6 +67,7 @@ def test_no_false_alarm(clean, case):
     assert launched.alone_among_many(1) is None
 
 
+@pytest.mark.fault("separate", "torch")
 @pytest.mark.skipif(not MPICH.exists(), reason="no environment with MPICH (ci/mpich.sh --setup)")
 def test_report_under_the_mpiexec_of_another_mpi():
     command = [MPICH, "-n", "2", sys.executable, HERE / "without.py", "horovod_sign.torch", "horovod_sign.tensorflow"]
@@ -86,6 +87,7 @@ def foreign():
     return output
 
 
+@pytest.mark.fault("another-mpi", "torch")
 def test_an_mpi4py_of_another_mpi_is_not_loaded(foreign):
     assert "would load libmpi.so.12" in foreign and "unset MPI4PY_MPIABI" in foreign
     assert "wrapping: 1 warning: votes go by Horovod's engine alone: mpi4py would load" in foreign, foreign
@@ -99,5 +101,6 @@ def test_the_report_then_votes_by_horovod(foreign):
     assert foreign.count("Self-test of 2 ranks over MPI, by Horovod: votes by exchange and counts are") == 1, foreign
 
 
+@pytest.mark.fault("not-initialised", "torch")
 def test_horovod_not_initialised_is_one_sentence(foreign):
     assert "before init: ValueError: Horovod is not initialised: call hvd.init() before" in foreign, foreign

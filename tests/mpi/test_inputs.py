@@ -11,6 +11,8 @@ from horovod_sign import majority_vote
 
 RANKS = (1, 3)  # alone; one wrong rank among several, whose votes do not tie
 
+pytestmark = pytest.mark.fault("inputs")
+
 
 class Unreadable:
     """Says of itself that it is an array, and then fails, in a way that NumPy lets through."""

@@ -86,6 +86,7 @@ def test_default_communicator(comm):
     np.testing.assert_array_equal(majority_vote(x), majority_vote(x, comm))
 
 
+@pytest.mark.fault("process-sets")
 def test_votes_on_disjoint_communicators(comm):
     """Odd and even ranks vote at the same time on different things."""
     half = comm.Split(comm.rank % 2)
@@ -112,6 +113,7 @@ def test_traffic_is_one_bit_each_way(comm):
     assert vote.bytes_sent == 2 * others * (n // 8 // comm.size + 1) * (comm.size > 1)
 
 
+@pytest.mark.fault("differ")
 @pytest.mark.quick
 @pytest.mark.parametrize(
     ("odd_one", "words"),

@@ -19,6 +19,7 @@ def optimizer():
     hvs_keras.DistributedOptimizer(keras.optimizers.SGD(0.1))
 
 
+@pytest.mark.fault("separate")
 @pytest.mark.parametrize("wrap", [tape, optimizer])
 def test_separate_trainings_are_warned_of_once(monkeypatch, wrap):
     assert_warned_of_once(monkeypatch, wrap)

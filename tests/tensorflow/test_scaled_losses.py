@@ -11,6 +11,8 @@ import horovod_sign.tensorflow as hvs
 
 RANKS = (2, 3)  # one rank overflows: with two the other decides alone, with three the vote of two may tie
 
+pytestmark = pytest.mark.fault("scaled-tape")
+
 SGD, Scaled = keras.optimizers.SGD, keras.optimizers.LossScaleOptimizer
 OPTIMIZERS = {
     "dynamic": lambda: Scaled(SGD(1.0), initial_scale=1024.0),

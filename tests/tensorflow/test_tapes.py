@@ -71,6 +71,7 @@ def test_tape_equals_the_simulation_also_when_traced_again(kind):
         assert_equal(step(number, rows), simulated.votes(task.gradients_of_all(number, rows)))
 
 
+@pytest.mark.fault("two-models")
 def test_two_models_with_one_compression_do_not_mix():
     tasks, compression = [Task(1), Task(2)], hvs.Compression.signum(0.9)
     simulated = [workers(task, simulation.signum(0.9)) for task in tasks]
@@ -85,6 +86,7 @@ def test_two_models_with_one_compression_do_not_mix():
         compression.vote_statistics()
 
 
+@pytest.mark.fault("accumulation")
 def test_tape_votes_once_in_two_passes():
     """Also with a warm-up, which is two votes long and not two passes."""
     compression = hvs.Compression.signum(0.75, warmup=True)
@@ -100,6 +102,9 @@ def test_tape_votes_once_in_two_passes():
         assert_equal(step(number + 1), simulated.votes(mean))
 
 
+@pytest.mark.fault("sparse")
+@pytest.mark.fault("unseen")
+@pytest.mark.fault("unused")
 def test_structure_none_and_sparse():
     """Nested sources keep their structure; a missing gradient abstains; an embedding's gradient is voted on dense."""
     table, unused, mine = tf.Variable(tf.ones((6, 2))), tf.Variable(1.0), tf.Variable([1.0, -1.0])
@@ -119,6 +124,7 @@ def test_structure_none_and_sparse():
     np.testing.assert_array_equal(votes["b"][1], [1, 1])
 
 
+@pytest.mark.fault("unused")
 def test_a_gradient_that_comes_late_is_reported_once_where_it_is():
     used, late = tf.Variable([1.0]), tf.Variable([1.0], name="latecomer")
     compression, said = hvs.Compression.signsgd(), []
@@ -178,6 +184,8 @@ def test_momenta_go_with_their_variables():
     assert not compression.memories
 
 
+@pytest.mark.fault("wrapped-by-horovod")
+@pytest.mark.fault("wrapped-twice")
 @pytest.mark.ranks(1)  # refused before anything is voted on
 def test_tapes_that_are_refused():
     for tape in (hvd.DistributedGradientTape(tf.GradientTape()), hvs.DistributedGradientTape(tf.GradientTape())):

@@ -35,6 +35,7 @@ def assert_votes(votes, of_all, abstain=True):
         np.testing.assert_array_equal(tf.cast(vote, tf.int8), oracle.vote([ranks[i] for ranks in of_all], abstain))
 
 
+@pytest.mark.fault("scalars")
 @pytest.mark.quick
 @pytest.mark.ranks(1, 2, 3)  # alone; even, where votes tie; odd
 @pytest.mark.parametrize("abstain", [True, False])
@@ -88,6 +89,7 @@ def test_a_set_of_ranks_votes_by_its_own_numbers():
         assert_votes(in_graph([tf.constant(g) for g in of_all[RANK]]), of_all)
 
 
+@pytest.mark.fault("process-sets")
 @pytest.mark.ranks(3)  # a set of two of them
 def test_a_set_that_has_the_number_of_one_that_is_gone():
     """In which rank 1 alone has voted: the names of Horovod's ops do not hang on how often a rank did so before."""
@@ -121,6 +123,7 @@ DIFFERENT = {
 }
 
 
+@pytest.mark.fault("differ")
 @pytest.mark.parametrize("what", DIFFERENT)
 def test_what_one_rank_brings_differently_is_an_error_on_all(what):
     options, shape, dtype, words = DIFFERENT[what] if RANK == 1 else ({}, (3, 4), "float32", DIFFERENT[what][3])
@@ -160,6 +163,7 @@ def test_stock_tape_and_allreduce(abstain):
         np.testing.assert_array_equal(tf.cast(vote, tf.int8), oracle.vote([r[i] for r in of_all], abstain))
 
 
+@pytest.mark.fault("average")
 def test_average_is_refused_on_all_ranks():
     x, compression = tf.constant([1.0, -2.0, 3.0 * (-1) ** RANK]), hvs.Compression.signsgd()
 
@@ -172,6 +176,7 @@ def test_average_is_refused_on_all_ranks():
         tf.function(reduce)()
 
 
+@pytest.mark.fault("join")
 @pytest.mark.ranks(3)  # two that go on and then one alone
 def test_stock_allreduce_with_ranks_that_have_joined():
     """The last rank's own words come back, as an average of equal ones would be: that is no error."""

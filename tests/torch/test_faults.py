@@ -53,6 +53,7 @@ def scaled_step(optimizer, net, scaler, step, how="scaler.step", overflow=False)
     return scaler.get_scale()
 
 
+@pytest.mark.fault("overflow")
 @pytest.mark.parametrize("how", ["scaler.step", "clip", "synchronize"])
 @pytest.mark.parametrize("kind", ["Signum", "Adam"])
 def test_a_rank_that_overflows_abstains_in_that_step(kind, how):
@@ -92,6 +93,7 @@ def test_a_rank_that_overflows_abstains_in_that_step(kind, how):
     assert scale < 2.0**10 or hvd.rank() != LAST
 
 
+@pytest.mark.fault("overflow")
 @pytest.mark.ranks(2, 3)  # even, where one more +1 would decide; odd
 @needs_two
 @pytest.mark.parametrize("transport", ["auto", "exchange", "counts"])
@@ -108,6 +110,7 @@ def test_a_rank_that_overflows_abstains_from_one_bit_votes_too(transport):
     tasks.assert_simulated(net, simulation)
 
 
+@pytest.mark.fault("overflow")
 def test_float16_autocast_equals_the_simulation():
     net = tasks.model()
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24)  # overflows at first
@@ -128,6 +131,7 @@ def test_float16_autocast_equals_the_simulation():
     assert 1.0 < scaler.get_scale() < 2.0**24
 
 
+@pytest.mark.fault("scaler-outside")
 def test_a_scaler_that_is_not_named_is_refused():
     net = tasks.model()
     scaler = torch.amp.GradScaler("cpu")
@@ -157,6 +161,7 @@ def test_a_disabled_scaler_changes_nothing():
         np.testing.assert_array_equal(left, right)
 
 
+@pytest.mark.fault("nan")
 @pytest.mark.quick
 @pytest.mark.parametrize("transport", ["exchange", "counts"])
 @pytest.mark.parametrize("kind", ["SignSGD", "Signum"])
@@ -192,6 +197,7 @@ def test_nan_and_inf_gradients_of_one_rank(kind, transport):
     assert all(torch.isfinite(m).all() for state in optimizer.state.values() for m in state.values())
 
 
+@pytest.mark.fault("unseen")
 def test_what_never_sees_a_gradient_does_not_move():
     """Rows of an embedding that no rank reads, and a unit that never fires."""
     torch.manual_seed(0)
@@ -218,6 +224,7 @@ def test_what_never_sees_a_gradient_does_not_move():
     tasks.assert_replicas_identical(net)
 
 
+@pytest.mark.fault("hostile")
 @pytest.mark.parametrize("kind", sorted(hvs.adversaries.KINDS))
 @pytest.mark.parametrize("method", ["SignSGD", "Signum"])
 def test_just_under_half_of_the_ranks_are_hostile(method, kind):
@@ -250,6 +257,7 @@ def test_unknown_adversaries_are_refused():
         hvs.adversaries.corrupt([], "evil")
 
 
+@pytest.mark.fault("join")
 def test_joined_ranks_abstain_with_counts():
     """Uneven data: rank r has r + 1 steps and then joins, so in the end the last rank votes alone."""
     p = torch.nn.Parameter(torch.zeros(100))
@@ -266,6 +274,7 @@ def test_joined_ranks_abstain_with_counts():
     hvd.join()
 
 
+@pytest.mark.fault("join-exchange")
 @needs_two
 def test_joined_ranks_and_the_exchange_are_one_clear_sentence():
     p = torch.nn.Parameter(torch.zeros(1000))

@@ -10,6 +10,8 @@ import horovod_sign.torch as hvs
 
 RANKS = (3,)  # one that differs from two
 
+pytestmark = pytest.mark.fault("frozen")
+
 
 def wrap(net, **options):
     return hvs.DistributedOptimizer(hvs.SignSGD(net.parameters(), 0.01), net.named_parameters(), **options)

@@ -18,6 +18,7 @@ def wrapped(optimizer, **options):
     return hvs.DistributedOptimizer(optimizer, **options)
 
 
+@pytest.mark.fault("predivide")
 def test_keywords_that_ask_for_nothing_are_taken():
     """Horovod's example gives its defaults by name. What asks for something is refused, by its name alone."""
     net, nothing = tasks.model(), {"gradient_predivide_factor": 1.0, "num_groups": 0, "groups": None}
@@ -87,6 +88,7 @@ def test_the_warning_of_a_second_vote_is_found_by_horovods_words():
         optimizer.step()
 
 
+@pytest.mark.fault("sparse")
 @pytest.mark.parametrize("transport", ["auto", "exchange", "counts"])
 @pytest.mark.parametrize("way", ["step", "synchronize", "closure"])
 def test_an_optimizer_that_takes_sparse_gradients_alone(way, transport):

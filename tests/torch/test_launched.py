@@ -14,12 +14,14 @@ def wrap():
     hvs.DistributedOptimizer(hvs.SignSGD([torch.nn.Parameter(torch.zeros(3))], 0.1))
 
 
+@pytest.mark.fault("separate")
 @pytest.mark.parametrize("ask", [wrap, hvs.node_process_sets], ids=["DistributedOptimizer", "node_process_sets"])
 def test_separate_trainings_are_warned_of_once(monkeypatch, ask):
     assert_warned_of_once(monkeypatch, ask)
     assert hvd.size() == 1
 
 
+@pytest.mark.fault("elastic-left")
 def test_elastic_variable_left_behind_is_named(monkeypatch):
     """HOROVOD_ELASTIC=1 of an earlier job, in a job that is not elastic."""
     monkeypatch.setenv("HOROVOD_ELASTIC", "1")

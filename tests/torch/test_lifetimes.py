@@ -11,6 +11,8 @@ from horovod_sign.torch import direct
 
 RANKS = (2,)  # with communicators and votes of their own
 
+pytestmark = pytest.mark.fault("lifetimes")
+
 
 def make(transport, kind, model=None, size=100):
     if model is None:
@@ -25,6 +27,7 @@ def step(model, optimizer):
     optimizer.step()
 
 
+@pytest.mark.fault("search")
 @pytest.mark.parametrize("used", [True, False])
 @pytest.mark.parametrize("kind", ["Signum", "Adam"])
 @pytest.mark.parametrize("transport", ["auto", "exchange", "counts"])

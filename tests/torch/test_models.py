@@ -47,6 +47,7 @@ def moved(net, before) -> list[bool]:
     return [bool((left != right).any()) for left, right in zip(before, tasks.values(net), strict=True)]
 
 
+@pytest.mark.fault("frozen")
 @pytest.mark.parametrize("kind", ["SignSGD", "AdamW"])
 def test_frozen_before_and_later_unfrozen(kind, transport):
     net = tasks.model()
@@ -61,6 +62,7 @@ def test_frozen_before_and_later_unfrozen(kind, transport):
     assert all(moved(net, before))
 
 
+@pytest.mark.fault("frozen")
 @pytest.mark.parametrize("kind", ["SignSGD", "Signum", "AdamW"])
 def test_frozen_after_wrapping_stays_where_it_is(kind, transport):
     """Also with weight decay, and although its votes had been set up."""
@@ -77,6 +79,7 @@ def test_frozen_after_wrapping_stays_where_it_is(kind, transport):
     assert moved(net, before) == [True, True, False, False] + [True] * 4
 
 
+@pytest.mark.fault("group-options")
 def test_parameter_groups_have_their_own_options(transport):
     net = tasks.model()
     decayed, others = list(net[3].parameters()), [p for i in (0, 4, 5) for p in net[i].parameters()]
@@ -99,6 +102,7 @@ def test_parameter_groups_have_their_own_options(transport):
     tasks.assert_replicas_identical(net)
 
 
+@pytest.mark.fault("add-param-group")
 @pytest.mark.quick
 @pytest.mark.parametrize("kind", ["Signum", "Adam"])
 def test_add_param_group_after_wrapping(kind, transport):
@@ -120,6 +124,7 @@ def test_add_param_group_after_wrapping(kind, transport):
     assert optimizer.vote_statistics().coordinates == sum(p.numel() for p in net.parameters())
 
 
+@pytest.mark.fault("differ")
 @needs_two
 def test_param_groups_that_differ_are_an_error_on_all_ranks(transport):
     net = tasks.model()
@@ -137,6 +142,7 @@ def test_param_groups_that_differ_are_an_error_on_all_ranks(transport):
     train(optimizer, net)
 
 
+@pytest.mark.fault("differ")
 @needs_two
 @pytest.mark.parametrize("what", ["dtype", "argument", "wrapped"])
 def test_a_rank_that_cannot_vote_is_an_error_on_all_ranks(what):
@@ -155,6 +161,7 @@ def test_a_rank_that_cannot_vote_is_an_error_on_all_ranks(what):
         hvs.DistributedOptimizer(optimizer, **options)
 
 
+@pytest.mark.fault("overlapping-sets")
 def test_optimizers_of_overlapping_process_sets(transport):
     """Ranks that are in several sets have made more optimizers than the others: their votes still meet."""
     if hvd.size() < 3:
@@ -173,6 +180,7 @@ def test_optimizers_of_overlapping_process_sets(transport):
         optimizer.step()
 
 
+@pytest.mark.fault("tied")
 def test_tied_parameters_vote_once(transport):
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Embedding(11, 4), torch.nn.Linear(4, 11, bias=False))
@@ -190,6 +198,7 @@ def test_tied_parameters_vote_once(transport):
     tasks.assert_replicas_identical(net)
 
 
+@pytest.mark.fault("scalars")
 @pytest.mark.parametrize("transport", ["exchange", "counts"])
 @pytest.mark.parametrize("shapes", [[()], [(0,)], [(0, 3), (), (5,), (2, 0)]], ids=str)
 def test_scalars_and_empty_parameters(shapes, transport):
@@ -201,6 +210,7 @@ def test_scalars_and_empty_parameters(shapes, transport):
     assert optimizer.vote_statistics().coordinates == sum(p.numel() for p in parameters)
 
 
+@pytest.mark.fault("frozen")
 def test_an_optimizer_with_all_parameters_frozen():
     p = torch.nn.Parameter(torch.zeros(3), requires_grad=False)
     optimizer = hvs.DistributedOptimizer(hvs.SignSGD([p], 1.0))
@@ -209,6 +219,7 @@ def test_an_optimizer_with_all_parameters_frozen():
     assert (p == 0).all()
 
 
+@pytest.mark.fault("sparse")
 @pytest.mark.parametrize("options", [{}, {"sparse_as_dense": True}, {"sparse_as_dense": False}], ids=str)
 @pytest.mark.parametrize("kind", ["SignSGD", "Signum", "SGD"])
 def test_sparse_gradients_vote_as_dense_ones(kind, options, transport):
@@ -230,6 +241,7 @@ def test_sparse_gradients_vote_as_dense_ones(kind, options, transport):
         np.testing.assert_array_equal(left, right)
 
 
+@pytest.mark.fault("sixteen-bits")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_models_converted_after_wrapping(dtype, transport):
     """As under Horovod: the parameters stay the same objects. Another shape is refused, not written out of bounds."""
@@ -254,6 +266,7 @@ def test_models_converted_after_wrapping(dtype, transport):
         optimizer.step()
 
 
+@pytest.mark.fault("compiled")
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_compiled_models(backend):
     nets = [tasks.model(), tasks.model()]
@@ -269,6 +282,7 @@ def test_compiled_models(backend):
         np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.fault("compiled")
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="inductor needs a C++ compiler")
 def test_compiled_by_inductor(monkeypatch):
     """The default backend, on real ranks: eager's gradients up to rounding, and the votes of exactly its own.
@@ -295,6 +309,7 @@ def test_compiled_by_inductor(monkeypatch):
     assert torch._dynamo.utils.counters["inductor"], "inductor compiled nothing"
 
 
+@pytest.mark.fault("closures")
 def test_closures_of_both_kinds(transport):
     for plain in (hvs.SignSGD, torch.optim.Adam):
         net = tasks.model()
@@ -313,6 +328,7 @@ def test_closures_of_both_kinds(transport):
         tasks.assert_replicas_identical(net)
 
 
+@pytest.mark.fault("two-models")
 @pytest.mark.quick
 def test_two_models_and_optimizers_interleaved(transport):
     """Ranks finish the backward passes of two models in different orders."""
@@ -333,6 +349,7 @@ def test_two_models_and_optimizers_interleaved(transport):
         tasks.assert_simulated(net, simulation)
 
 
+@pytest.mark.fault("two-models")
 def test_two_optimizers_share_a_model(transport):
     """Each has its part, and only its own part moves."""
     net = tasks.model()
@@ -349,6 +366,7 @@ def test_two_optimizers_share_a_model(transport):
         np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.fault("schedulers")
 @pytest.mark.parametrize("schedule", ["StepLR", "OneCycleLR", "LambdaLR"])
 def test_schedulers_around_the_wrapped_optimizer(schedule):
     net = tasks.model()
@@ -372,6 +390,7 @@ def test_schedulers_around_the_wrapped_optimizer(schedule):
     tasks.assert_replicas_identical(net)
 
 
+@pytest.mark.fault("schedulers")
 def test_learning_rates_in_tensors():
     nets = [tasks.model(), tasks.model()]
     for net, lr in zip(nets, (0.0625, torch.tensor(0.0625)), strict=True):
@@ -380,6 +399,7 @@ def test_learning_rates_in_tensors():
         np.testing.assert_array_equal(left, right)
 
 
+@pytest.mark.fault("clipping")
 def test_clipping_before_the_vote(transport):
     """With overlap=False the momenta see clipped gradients; else the user is told that the change comes too late."""
     net = tasks.model()
@@ -407,6 +427,7 @@ def test_a_discarded_backward_without_overlap(transport):
     train(optimizer, net, simulation=tasks.Simulation(tasks.values(net), hvd.size(), 0.01, 0.9))
 
 
+@pytest.mark.fault("stepping-twice")
 def test_stepping_twice_without_a_backward(transport):
     """SignSGD and Signum step again on the same gradients, as in torch; votes are not voted on a second time."""
     nets = [tasks.model(), tasks.model()]
@@ -431,6 +452,7 @@ def test_stepping_twice_without_a_backward(transport):
     adam.step()
 
 
+@pytest.mark.fault("unused")
 def test_unused_parameters_do_not_hold_up_the_votes(transport):
     net = tasks.model()
     net.register_parameter("unused", torch.nn.Parameter(torch.ones(3)))
@@ -439,6 +461,7 @@ def test_unused_parameters_do_not_hold_up_the_votes(transport):
     assert (net.unused == 1).all()
 
 
+@pytest.mark.fault("predivide")
 @needs_two
 def test_predivided_counts_are_refused():
     """gradient_predivide_factor of Horovod's own wrapper would silently be a wrong vote."""

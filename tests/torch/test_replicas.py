@@ -13,6 +13,8 @@ import horovod_sign.torch as hvs
 
 RANKS = (3,)  # two that agree, and one that differs
 
+pytestmark = pytest.mark.fault("replicas")
+
 OPTIMIZERS = {
     "SignSGD": lambda net, **numbers: hvs.SignSGD(net.parameters(), **{"lr": 0.01, **numbers}),
     "Signum": lambda net, **numbers: hvs.Signum(net.parameters(), **{"lr": 0.01, **numbers}),

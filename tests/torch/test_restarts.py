@@ -44,6 +44,7 @@ def through_a_file(value):
     return torch.load(io.BytesIO(hvd.broadcast_object(file.getvalue(), 0)))
 
 
+@pytest.mark.fault("resume")
 @pytest.mark.quick
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("transport", ["auto", "exchange"])
@@ -83,6 +84,7 @@ def test_momenta_of_16_bit_models_are_float32_after_loading_too(kind, dtype, tra
         tasks.assert_equal_on_all_ranks(tasks.values(resumed), tasks.values(whole))
 
 
+@pytest.mark.fault("resume-on-others")
 @pytest.mark.parametrize("kind", KINDS)
 def test_on_another_number_of_ranks_all_start_from_the_mean(kind):
     """Saved by all ranks, loaded by process sets of one rank or two."""
@@ -100,6 +102,7 @@ def test_on_another_number_of_ranks_all_start_from_the_mean(kind):
         assert len({b"".join(m.tobytes() for m in each) for each in hvd.allgather_object(momenta(alone))}) == 1
 
 
+@pytest.mark.fault("resume-from-one")
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_rank_0_saved_alone_gives_all_its_momentum(kind):
     net, optimizer = build(kind)

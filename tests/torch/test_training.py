@@ -70,6 +70,7 @@ def compression(momentum, **options):
     return hvs.Compression.signsgd() if momentum is None else hvs.Compression.signum(momentum, **options)
 
 
+@pytest.mark.fault("sixteen-bits")
 @pytest.mark.parametrize("warmup", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
 def test_stepping_from_bits_equals_stepping_from_votes(dtype, warmup):
@@ -130,6 +131,7 @@ def test_one_rank_steps_like_the_plain_optimizer(make):
             np.testing.assert_array_equal(left, right)
 
 
+@pytest.mark.fault("process-sets")
 def test_two_votes_on_disjoint_process_sets():
     """Even and odd ranks train different models at the same time; each set's replicas are equal to its simulation."""
     if hvd.size() == 1:
@@ -150,6 +152,7 @@ def test_two_votes_on_disjoint_process_sets():
             np.testing.assert_allclose(value, simulated, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.fault("accumulation")
 def test_backward_passes_per_step():
     net = tasks.model()
     optimizer = wrap(hvs.Signum(net.parameters(), 0.01), net, backward_passes_per_step=3)
@@ -163,6 +166,7 @@ def test_backward_passes_per_step():
     tasks.assert_simulated(net, simulation)
 
 
+@pytest.mark.fault("unused")
 @pytest.mark.parametrize("momentum", [None, 0.9])
 @pytest.mark.parametrize("transport", ["exchange", "counts"])
 def test_a_parameter_without_gradient_on_some_rank_abstains_there(transport, momentum):
@@ -185,6 +189,7 @@ def test_a_parameter_without_gradient_on_some_rank_abstains_there(transport, mom
     tasks.assert_simulated(net, simulation)
 
 
+@pytest.mark.fault("memory")
 def test_channels_last():
     """Parameters and gradients of different memory layouts: coordinates are matched by index, not by position."""
     net = tasks.model().to(memory_format=torch.channels_last)
@@ -200,6 +205,7 @@ def test_channels_last():
     tasks.assert_simulated(net, simulation)
 
 
+@pytest.mark.fault("has-state")
 def test_scheduler_and_state_made_before_wrapping_live_on():
     net = tasks.model()
     plain = torch.optim.Adam(net.parameters(), 0.01)
@@ -231,6 +237,7 @@ def test_broadcast_of_fresh_state_moves_nothing(make):
         np.testing.assert_array_equal(left, right)
 
 
+@pytest.mark.fault("resume")
 @pytest.mark.parametrize("kind", ["Signum", "compression"])
 def test_state_dict_resumes_bit_exactly(kind):
     def build():
@@ -252,6 +259,7 @@ def test_state_dict_resumes_bit_exactly(kind):
         np.testing.assert_array_equal(left, right)
 
 
+@pytest.mark.fault("clipping")
 def test_clipping_between_synchronize_and_step():
     net = tasks.model()
     optimizer = wrap(torch.optim.SGD(net.parameters(), 1.0), net)
@@ -265,6 +273,7 @@ def test_clipping_between_synchronize_and_step():
     np.testing.assert_allclose(moved, 0.5, rtol=1e-3)
 
 
+@pytest.mark.fault("closures")
 def test_closure():
     net = tasks.model()
     optimizer = wrap(hvs.SignSGD(net.parameters(), 0.01), net)
@@ -289,6 +298,9 @@ def test_sent_bytes_are_those_of_one_bit_each_way():
     assert (p == -torch.tensor(0.01)).all()
 
 
+@pytest.mark.fault("wrapped-by-horovod")
+@pytest.mark.fault("average")
+@pytest.mark.fault("wrapped-twice")
 def test_mistakes_are_one_clear_sentence():
     net = tasks.model()
     parameters = list(net.named_parameters())
@@ -322,6 +334,7 @@ def test_mistakes_are_one_clear_sentence():
         hvs.DistributedOptimizer(hvs.SignSGD([torch.nn.Parameter(torch.zeros(3, dtype=torch.complex64))], 0.1))
 
 
+@pytest.mark.fault("zero-grad")
 def test_misuse_in_the_loop():
     net = tasks.model()
     optimizer = wrap(hvs.SignSGD(net.parameters(), 0.01), net)
@@ -336,6 +349,7 @@ def test_misuse_in_the_loop():
     tasks.assert_replicas_identical(net)
 
 
+@pytest.mark.fault("differ")
 @pytest.mark.parametrize("what", ["shape", "number", "order", "dtype", "options"])
 def test_ranks_whose_parameters_differ_are_all_told(what):
     if hvd.size() == 1:
@@ -354,6 +368,7 @@ def test_ranks_whose_parameters_differ_are_all_told(what):
         hvs.DistributedOptimizer(hvs.SignSGD(parameters, 0.1), abstain=not (odd and what == "options"))
 
 
+@pytest.mark.fault("average")
 def test_averaged_counts_are_refused():
     """Horovod's default op=Average would silently be a wrong vote in its own wrapper."""
     if hvd.size() == 1:

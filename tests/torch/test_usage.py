@@ -64,6 +64,7 @@ WRONG = {
 }
 
 
+@pytest.mark.fault("wrapping-fails")
 @pytest.mark.quick
 @pytest.mark.parametrize("everywhere", [False, True])
 @pytest.mark.parametrize("what", WRONG)
@@ -84,6 +85,7 @@ def test_what_goes_wrong_on_one_rank_while_wrapping_reaches_all(what, everywhere
             hvs.DistributedOptimizer(**options)
 
 
+@pytest.mark.fault("wrapping-fails")
 def test_what_goes_wrong_on_one_rank_with_a_new_group_reaches_all():
     net = tasks.model()
     optimizer = wrap(hvs.SignSGD(net[0].parameters(), 0.01), net)
@@ -151,6 +153,7 @@ def edited_steps(net, optimizer, edit, steps=6, simulation=None):
     return told
 
 
+@pytest.mark.fault("clipping")
 @pytest.mark.parametrize("options", [{"transport": "exchange"}, {"transport": "counts"}], ids=str)
 @pytest.mark.parametrize("edit", TOO_LATE)
 def test_gradients_changed_too_late_are_noticed_however_they_were(edit, options):
@@ -159,6 +162,7 @@ def test_gradients_changed_too_late_are_noticed_however_they_were(edit, options)
     assert edited_steps(net, optimizer, TOO_LATE[edit]) == 1
 
 
+@pytest.mark.fault("clipping")
 @pytest.mark.parametrize("kind", ["SignSGD", "SGD"])
 @pytest.mark.parametrize("late", [0, 4, 5])
 def test_a_change_that_begins_later_is_noticed(late, kind):
@@ -170,6 +174,7 @@ def test_a_change_that_begins_later_is_noticed(late, kind):
         assert edited_steps(net, optimizer, EDITS[edit], steps=steps) == 1
 
 
+@pytest.mark.fault("clipping")
 @pytest.mark.parametrize("transport", ["exchange", "auto"])
 def test_a_norm_that_is_logged_is_no_change(transport):
     """Clipping to an infinite norm multiplies by one; so does each rank on its own that logs less often."""
@@ -180,6 +185,7 @@ def test_a_norm_that_is_logged_is_no_change(transport):
         assert edited_steps(net, optimizer, lambda p: torch.nn.utils.clip_grad_norm_(p, norm), steps=4) == 0
 
 
+@pytest.mark.fault("clipping")
 @pytest.mark.skipif(SIZE == 1, reason="one rank votes by the engine")
 @pytest.mark.parametrize("edit", EDITS)
 def test_changes_count_and_are_no_fault_where_votes_are_not_packed_before_the_step(edit):
@@ -197,6 +203,7 @@ def test_changes_in_large_models_come_too_late_by_mpi_too(monkeypatch):
     assert edited_steps(net, wrap(hvs.Signum(net.parameters(), 0.01), net), data_edit) == 1
 
 
+@pytest.mark.fault("clipping")
 @pytest.mark.parametrize("edit", ["torch", "none"])
 def test_gradients_changed_while_a_node_averages_them(edit):
     net = tasks.model()
@@ -206,6 +213,7 @@ def test_gradients_changed_while_a_node_averages_them(edit):
     assert found == (1 if edit == "torch" else 0), alone
 
 
+@pytest.mark.fault("skip-synchronize")
 @pytest.mark.parametrize("kind", ["SignSGD", "Signum", "SGD"])
 def test_skip_synchronize_entered_once_for_a_whole_loop(kind):
     """As PyTorch Lightning does; a step by step whose gradients were not voted on is refused."""
@@ -284,6 +292,7 @@ def closure_of(net, optimizer, step, after=None):
     return closure
 
 
+@pytest.mark.fault("closures")
 @pytest.mark.parametrize("transport", ["auto", "exchange"])
 @pytest.mark.parametrize("kind", ["LBFGS", "line search", "SAM"])
 def test_optimizers_that_need_their_closure(kind, transport):
@@ -325,6 +334,7 @@ def raise_(error):
     raise error
 
 
+@pytest.mark.fault("interrupted")
 @pytest.mark.parametrize("options", [{}, {"transport": "exchange", "bucket_cap_mb": 1e-5}, {"overlap": False}], ids=str)
 @pytest.mark.parametrize("kind", ["SignSGD", "Signum", "AdamW"])
 @pytest.mark.parametrize("error", [Interrupted(), KeyboardInterrupt()], ids=["exception", "Ctrl-C"])
@@ -385,6 +395,7 @@ def test_ctrl_c_while_a_vote_is_being_started_loses_none(when):
     assert_equal(tasks.values(nets[1]), tasks.values(nets[0]))
 
 
+@pytest.mark.fault("interrupted")
 @pytest.mark.parametrize("transport", ["auto", "exchange"])
 def test_a_step_after_an_interrupted_backward_and_a_batch_that_is_left_out(transport):
     net = tasks.model()
@@ -402,6 +413,7 @@ def test_a_step_after_an_interrupted_backward_and_a_batch_that_is_left_out(trans
     train(net, optimizer, range(4, 6))
 
 
+@pytest.mark.fault("zero-grad")
 @pytest.mark.parametrize("kind", ["Signum", "SGD"])
 @pytest.mark.parametrize("zero", ["model", "optimizer"])
 def test_a_batch_that_is_left_out_without_overlap(zero, kind):
@@ -416,6 +428,7 @@ def test_a_batch_that_is_left_out_without_overlap(zero, kind):
     tasks.assert_replicas_identical(net)
 
 
+@pytest.mark.fault("zero-grad")
 @pytest.mark.parametrize("remedy", ["none", "freeze", "inputs", "overlap"])
 def test_a_generators_loss_that_flows_through_the_discriminator(remedy):
     """It would vote on the discriminator with the generator's loss: one sentence, whose remedies all work."""
