@@ -25,8 +25,8 @@ from horovod_sign.torch import adversaries, elastic
 from horovod_sign.torch.checkpoints import gather_state_dict
 from horovod_sign.torch.compression import Compression
 from horovod_sign.torch.distributed import DistributedOptimizer
-from horovod_sign.torch.nodes import node_process_sets
 from horovod_sign.torch.optimizers import SignSGD, Signum
+from horovod_sign.voting.nodes import node_process_sets
 
 __all__ = [
     "Compression",

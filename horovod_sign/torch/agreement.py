@@ -3,8 +3,8 @@
 import horovod.torch as hvd
 import torch
 
+from horovod_sign.options import in_elastic_job
 from horovod_sign.tensors.layout import Layout
-from horovod_sign.torch.arguments import in_elastic_job
 from horovod_sign.voting.agreement import disagreement, encode_record
 
 _numbers: dict[int, int] = {}

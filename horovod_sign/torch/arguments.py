@@ -1,51 +1,19 @@
 """What `DistributedOptimizer` is given: checked before anything is built or sent."""
 
-import numbers
-import os
 from collections import Counter
 
 import horovod.torch as hvd
 import torch
 
 from horovod_sign.keywords import check_keywords
-from horovod_sign.launched import warn_if_alone
+from horovod_sign.options import check_process_set
 from horovod_sign.tensors.layout import has_memory, is_dense
 from horovod_sign.tensors.planes import check_votable, has_kernels
-from horovod_sign.voting.protocols import TRANSPORTS
 
 
-def reachable(process_set):
-    """The process set of the ranks that must hear of errors: all, if `process_set` is none. Refused below.
-
-    Raises:
-        ValueError: Horovod cannot reach the other ranks, so that this rank can only speak for itself.
-    """
-    if not hvd.is_initialized():
-        raise ValueError("Horovod is not initialised: call hvd.init() before hvs.DistributedOptimizer")
-    warn_if_alone(hvd.size())
-    if not isinstance(process_set, hvd.ProcessSet):
-        return hvd.global_process_set
-    if process_set.process_set_id is None:
-        raise ValueError(
-            "the process set is not registered: call hvd.add_process_set, or give hvd.init() process_sets="
-        )
-    if process_set.included() is False:
-        raise ValueError(f"rank {hvd.rank()} is not in the process set {process_set.ranks}: leave it out of the vote")
-    return process_set
-
-
-def in_elastic_job() -> bool:
-    """Whether ranks come and go."""
-    return os.environ.get("HOROVOD_ELASTIC") == "1"
-
-
-def check_arguments(optimizer, passes, process_set, transport, bucket_cap_mb, grad_scaler, hierarchical, unsupported):
-    """Raises TypeError or ValueError, in one sentence, for arguments that cannot be meant."""
-    if not isinstance(process_set, hvd.ProcessSet):
-        raise TypeError(
-            f"process_set must be a horovod.torch.ProcessSet, got {process_set!r}: if it is Horovod's op, given by "
-            "position, leave it out, since a vote is neither a sum nor an average, and give what follows it by keyword"
-        )
+def check_arguments(optimizer, process_set, grad_scaler, unsupported):
+    """Raises TypeError or ValueError, in one sentence, for arguments of PyTorch's wrapper that cannot be meant."""
+    check_process_set(hvd, process_set)
     check_keywords("DistributedOptimizer", unsupported, hvd)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
@@ -56,26 +24,8 @@ def check_arguments(optimizer, passes, process_set, transport, bucket_cap_mb, gr
             "the optimizer is already wrapped by Horovod's own DistributedOptimizer, which averages gradients: give "
             "hvs.DistributedOptimizer the plain optimizer instead"
         )
-    if transport not in TRANSPORTS:
-        raise ValueError(f"transport must be one of {', '.join(map(repr, TRANSPORTS))}, got {transport!r}")
-    if not isinstance(passes, int) or passes < 1:
-        raise ValueError(f"backward_passes_per_step must be an integer of at least 1, got {passes!r}")
-    if not isinstance(bucket_cap_mb, numbers.Real):
-        raise TypeError(f"bucket_cap_mb must be a number, got {bucket_cap_mb!r}")
-    if not 0 < bucket_cap_mb < float("inf"):
-        raise ValueError(f"bucket_cap_mb must be more than 0 and finite, got {bucket_cap_mb!r}")
     if grad_scaler is not None and not isinstance(grad_scaler, torch.amp.GradScaler):
         raise TypeError(f"grad_scaler must be a torch.amp.GradScaler, got {type(grad_scaler).__name__}")
-    if hierarchical and in_elastic_job():
-        raise ValueError("hierarchical=True cannot be used in an elastic job, whose nodes come and go: leave it out")
-
-
-def check_every(check_replicas):
-    """Raises ValueError unless it is a number of steps."""
-    if not isinstance(check_replicas, int) or check_replicas < 0:
-        raise ValueError(
-            f"check_replicas must be a number of steps, an integer of at least 0 (0: never), got {check_replicas!r}"
-        )
 
 
 def names_by_parameter(named_parameters) -> dict[torch.Tensor, str]:

@@ -22,7 +22,7 @@ import torch
 from horovod.common.exceptions import HorovodInternalError
 
 from horovod_sign.voting.collectives import Allgather, Alltoall, Request
-from horovod_sign.voting.library import usable_mpi
+from horovod_sign.voting.library import mpi_beside, usable_mpi
 
 # Seconds to wait for other ranks before asking Horovod whether they have joined. It costs nothing until then.
 PATIENCE = 2.0
@@ -40,12 +40,7 @@ _ENDED = (
 
 def available(process_set) -> bool:
     """Whether mpi4py reaches the ranks of `process_set`, by the MPI library that Horovod uses, from any thread."""
-    if not hvd.mpi_enabled() or process_set.size() != hvd.size():
-        return False
-    MPI = usable_mpi()
-    if MPI is None or not MPI.Is_initialized() or _lifetime.ended or MPI.Query_thread() != MPI.THREAD_MULTIPLE:
-        return False
-    return (MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size) == (hvd.rank(), hvd.size())
+    return process_set.size() == hvd.size() and not _lifetime.ended and mpi_beside(hvd) is not None
 
 
 class _Lifetime:

@@ -8,6 +8,7 @@ import horovod.torch as hvd
 import torch
 
 from horovod_sign.keywords import without_horovods_default, wrong_compression
+from horovod_sign.options import bucket_bytes, check_every, check_voting, reachable
 from horovod_sign.rules import Rule, choose_rule
 from horovod_sign.statistics import VoteStatistics
 from horovod_sign.tensors.planes import check_kernels
@@ -15,11 +16,9 @@ from horovod_sign.torch import broadcasting, checkpoints
 from horovod_sign.torch.agreement import tell
 from horovod_sign.torch.arguments import (
     check_arguments,
-    check_every,
     check_named,
     check_parameters,
     names_by_parameter,
-    reachable,
     trainable,
 )
 from horovod_sign.torch.closures import VotedClosure, takes_plain_steps
@@ -101,9 +100,9 @@ def DistributedOptimizer(
         sparse_as_dense: Horovod's. Sparse gradients are always voted on as dense ones; what they leave out abstains.
             SparseAdam, which takes no others, steps the rows in which a vote is not 0.
         hierarchical: each node has one vote, on the mean over its ranks of their gradients, taken in float32 (float64
-            for float64) by Horovod within the node: sign(sum over nodes k of sign(v_k)). Nodes are host names; they may
-            have different numbers of ranks, and still have one vote each. A rank's missing gradients count as zeros in
-            the mean, and a NaN makes its whole node abstain there. Needs
+            for float64) by Horovod within the node: sign(sum over nodes k of sign(v_k)). The ranks of a node share
+            memory, as MPI sees it; nodes may have different numbers of ranks, and still have one vote each. A rank's
+            missing gradients count as zeros in the mean, and a NaN makes its whole node abstain there. Needs
             `hvd.init(process_sets=hvs.node_process_sets())`.
         check_replicas: every how many steps, the first among them, the ranks compare the options of their parameter
             groups (learning rate, decay, momentum, ...) and checksums of their parameters, and are warned if these
@@ -123,18 +122,10 @@ def DistributedOptimizer(
         ValueError: Horovod not initialised; an optimizer that is already wrapped; ranks that differ; bad options.
             Either is raised on all ranks if one of them has a reason, and so is whatever else goes wrong on one.
     """
-    voters, error = reachable(process_set), None
+    voters, error = reachable(hvd, process_set, "hvs.DistributedOptimizer"), None
     try:
-        check_arguments(
-            optimizer,
-            backward_passes_per_step,
-            process_set,
-            transport,
-            bucket_cap_mb,
-            grad_scaler,
-            hierarchical,
-            unsupported,
-        )
+        check_arguments(optimizer, process_set, grad_scaler, unsupported)
+        check_voting(hvd, process_set, transport, backward_passes_per_step, hierarchical)
         check_every(check_replicas)
         rule = _chosen_rule(optimizer, compression)
         labels = {} if named_parameters is None else names_by_parameter(named_parameters)
@@ -148,7 +139,7 @@ def DistributedOptimizer(
             abstain=bool(abstain),
             transport=transport,
             passes=backward_passes_per_step,
-            bucket_bytes=int(bucket_cap_mb * 1e6),
+            bucket_bytes=bucket_bytes(bucket_cap_mb),
             early=bool(overlap),
             process_set=process_set,
             grad_scaler=grad_scaler,

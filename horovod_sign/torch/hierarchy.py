@@ -13,9 +13,9 @@ import torch
 from horovod_sign.tensors.buckets import Bucket, Slot
 from horovod_sign.tensors.layout import check_memory
 from horovod_sign.torch.collectives import HorovodCollectives
-from horovod_sign.torch.nodes import Nodes
 from horovod_sign.voting import messages
 from horovod_sign.voting.collectives import Allgather, Request, Within
+from horovod_sign.voting.nodes import Nodes
 
 # What the engine averages as it is; 16-bit gradients are averaged in float32, as is what is not in one piece.
 _FULL_PRECISION = (torch.float32, torch.float64)

@@ -20,9 +20,9 @@ from horovod_sign.torch import progress
 from horovod_sign.torch.edits import Watch
 from horovod_sign.torch.hierarchy import Attendance, averaged_in_place, vote_of_nodes
 from horovod_sign.torch.interrupts import undisturbed
-from horovod_sign.torch.nodes import Nodes
 from horovod_sign.voting.collectives import Collectives, Vote
 from horovod_sign.voting.messages import Planes
+from horovod_sign.voting.nodes import Nodes
 from horovod_sign.voting.notices import Notices
 from horovod_sign.voting.protocols import PROTOCOLS
 

@@ -6,9 +6,9 @@ import torch
 from horovod_sign.torch import direct
 from horovod_sign.torch.collectives import HorovodCollectives
 from horovod_sign.torch.hierarchy import NodeCollectives
-from horovod_sign.torch.nodes import Nodes
 from horovod_sign.voting.choice import choose
 from horovod_sign.voting.collectives import Collectives
+from horovod_sign.voting.nodes import Nodes
 
 
 def carriers(parameters, options, name: str, agreed: bool, nodes: Nodes | None = None) -> tuple[str, Collectives]:

@@ -11,18 +11,18 @@ import horovod.torch as hvd
 import torch
 from horovod.common.exceptions import HorovodInternalError
 
+from horovod_sign.options import in_elastic_job
 from horovod_sign.statistics import Monitor
 from horovod_sign.tensors.buckets import Bucket, make_buckets
 from horovod_sign.torch.agreement import agree
-from horovod_sign.torch.arguments import in_elastic_job
 from horovod_sign.torch.collectives import HorovodCollectives
 from horovod_sign.torch.membership import Membership
-from horovod_sign.torch.nodes import find_nodes
 from horovod_sign.torch.pipeline import Pipeline
 from horovod_sign.torch.replicas import PATIENCE, ReplicaCheck
 from horovod_sign.torch.scaling import Overflow, Scaling
 from horovod_sign.torch.transports import carriers
 from horovod_sign.voting.messages import Planes
+from horovod_sign.voting.nodes import find_nodes
 
 _EDITED = (
     "gradients were changed after backward had packed them for the vote, so that the change does not count in this "
@@ -86,7 +86,7 @@ class Votes:
         self.is_elastic, self.has_history = False, False
         name = self._agree(None) if self._agreed else ""
         voted_on = self._members.trainable()
-        nodes = find_nodes(options.process_set) if options.hierarchical else None
+        nodes = find_nodes(hvd) if options.hierarchical else None
         transport, collectives = carriers(voted_on, options, name, self._agreed, nodes)
         self._nodes = nodes
         self.monitor = Monitor(self._voter(), collectives.size, not options.abstain)

@@ -101,3 +101,15 @@ def usable_mpi():
     except ImportError:
         pass
     return None
+
+
+def mpi_beside(hvd):
+    """mpi4py's MPI module, if beside Horovod it reaches the same ranks by the same numbers, from any thread; else None.
+
+    Args:
+        hvd: Horovod for the framework, initialised.
+    """
+    MPI = usable_mpi() if hvd.mpi_enabled() else None
+    if MPI is None or not MPI.Is_initialized() or MPI.Query_thread() != MPI.THREAD_MULTIPLE:
+        return None
+    return MPI if (MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size) == (hvd.rank(), hvd.size()) else None

@@ -33,7 +33,7 @@ def process_sets(hvd, *members):
 
 def _new_process_set(hvd, ranks: list[int]):
     """A process set that a test makes and removes; one of the same ranks that hierarchical votes have left goes."""
-    nodes = sys.modules.get("horovod_sign.torch.nodes")
+    nodes = sys.modules.get("horovod_sign.voting.nodes")
     left = None if nodes is None else nodes._sets.pop(tuple(ranks), None)
     if left is not None and left.process_set_id is not None:
         hvd.remove_process_set(left)

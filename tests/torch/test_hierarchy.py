@@ -8,7 +8,7 @@ import torch_tasks as tasks
 from ranks import SIZE, process_sets
 
 import horovod_sign.torch as hvs
-from horovod_sign.torch import nodes
+from horovod_sign.voting.nodes import OVERRIDE
 
 RANKS = (3, 4)  # nodes of two and one; of two and two
 
@@ -34,7 +34,7 @@ def _mean(gradients):
 
 @pytest.fixture(params=LAYOUTS)
 def node_of(request, monkeypatch):
-    monkeypatch.setattr(nodes, "host_name", lambda: f"host{LAYOUTS[request.param](hvd.rank())}")
+    monkeypatch.setenv(OVERRIDE, f"node{LAYOUTS[request.param](hvd.rank())}")
     return LAYOUTS[request.param]
 
 

@@ -1,6 +1,7 @@
 """Nodes whose process sets Horovod is given at its start: nothing is added later, when that would slow its engine."""
 
 import os
+import socket
 
 import horovod.torch as hvd
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from mpi4py import MPI
 
 import horovod_sign.torch as hvs
-from horovod_sign.torch import nodes
+from horovod_sign.voting.nodes import OVERRIDE, find_nodes
 
 RANKS = (4,)  # a node of one rank and one of three
 OWN_LAUNCH = True  # static process sets
@@ -22,10 +23,10 @@ def node_of(rank: int) -> int:
 
 @pytest.fixture(scope="module", autouse=True)
 def horovod():
-    usual, nodes.host_name = nodes.host_name, lambda: f"host{node_of(MPI.COMM_WORLD.rank)}"
+    os.environ[OVERRIDE] = f"node{node_of(MPI.COMM_WORLD.rank)}"
     hvd.init(process_sets=hvs.node_process_sets())
     yield
-    nodes.host_name = usual
+    del os.environ[OVERRIDE]
 
 
 def test_the_sets_are_the_nodes_and_the_first_ranks():
@@ -55,10 +56,29 @@ def test_without_mpi_one_sentence_says_what_to_do(monkeypatch):
 
 def test_nodes_need_process_sets(monkeypatch):
     """Other nodes than those that Horovod was told of: their sets cannot be made later."""
-    monkeypatch.setattr(nodes, "host_name", lambda: f"host{hvd.rank()}")
+    monkeypatch.setenv(OVERRIDE, f"node{hvd.rank()}")
     p = torch.nn.Parameter(torch.zeros(3))
     with pytest.raises(ValueError, match=r"call hvd.init\(process_sets=hvs.node_process_sets\(\)\)"):
         hvs.DistributedOptimizer(hvs.SignSGD([p], 1.0), hierarchical=True)
+
+
+@pytest.mark.parametrize("horovod_alone", [False, True])
+def test_nodes_are_ranks_that_share_memory(monkeypatch, horovod_alone):
+    """By MPI, or where one rank lacks mpi4py by Horovod's numbers; not by host names, which each container has."""
+    monkeypatch.delenv(OVERRIDE)
+    monkeypatch.setattr(socket, "gethostname", lambda: f"container{hvd.rank()}")
+    if horovod_alone and hvd.rank() == 1:
+        monkeypatch.setattr("horovod_sign.voting.nodes.mpi_beside", lambda hvd: None)
+    found = find_nodes(hvd)
+    assert (found.number, found.count, found.leads) == (0, 1, hvd.rank() == 0)
+    assert found.own is hvd.global_process_set
+
+
+def test_a_node_that_is_named_on_one_rank_alone_is_an_error_on_all(monkeypatch):
+    if hvd.rank() != 1:
+        monkeypatch.delenv(OVERRIDE)
+    with pytest.raises(ValueError, match=f"{OVERRIDE} names the nodes of some ranks"):
+        find_nodes(hvd)
 
 
 @pytest.mark.fault("join-exchange")
