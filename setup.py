@@ -1,14 +1,16 @@
-"""Builds the kernels in csrc/ as horovod_sign/algebra/_kernels.<abi>.so; all else is in pyproject.toml.
+"""Builds the kernels in csrc/ as horovod_sign/algebra/_kernels.so; all else is in pyproject.toml.
 
-The library has no Python in it: horovod_sign/algebra/native.py loads it with ctypes. Each instruction set's file is
-compiled for that set, and the library picks one when it is loaded, so one build runs on every processor of its family.
+The library has no Python in it: horovod_sign/algebra/native.py loads it with ctypes, so one build and one wheel serve
+every Python. Each instruction set's file is compiled for that set, and the library picks one when it is loaded, so one
+build runs on every processor of its family.
 """
 
 import glob
-import platform
 import shutil
+import sysconfig
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
@@ -38,7 +40,7 @@ X86 = {
 
 def flags(source):
     """The compiler's flags for one source file."""
-    on_x86 = platform.machine().lower() in ("x86_64", "amd64")
+    on_x86 = sysconfig.get_platform().endswith(("x86_64", "amd64"))  # not this machine's, where it compiles for another
     return COMMON + (X86.get(source.rpartition("/")[2], []) if on_x86 else [])
 
 
@@ -66,12 +68,24 @@ class BuildKernels(build_ext):
             self.get_ext_fullpath(ext.name),
             target_lang="c++",
             build_temp=self.build_temp,
-            extra_postargs=["-pthread"],
+            extra_postargs=["-pthread", "-static-libgcc", "-static-libstdc++"],  # it needs nothing but the C library
         )
+
+    def get_ext_filename(self, name):
+        """Without the tag of one Python."""
+        return name.replace(".", "/") + ".so"
 
     def get_export_symbols(self, ext):
         """The library exports no Python module's init function."""
         return []
+
+
+class OneForEveryPython(bdist_wheel):
+    """A wheel for one platform, and for any Python 3."""
+
+    def get_tag(self):
+        """(Python, ABI, platform)."""
+        return "py3", "none", super().get_tag()[2]
 
 
 setup(
@@ -83,5 +97,5 @@ setup(
             language="c++",
         )
     ],
-    cmdclass={"build_ext": BuildKernels},
+    cmdclass={"build_ext": BuildKernels, "bdist_wheel": OneForEveryPython},
 )

@@ -3,6 +3,8 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+
+#include <initializer_list>
 #endif
 
 namespace {
@@ -10,18 +12,36 @@ namespace {
 constexpr int kMaxSets = 4;
 
 #if defined(__x86_64__)
-bool has_f16c() {
-  unsigned eax, ebx, ecx, edx;
-  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx >> 29 & 1);
+struct Registers {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+};
+
+Registers cpuid(unsigned leaf) {
+  Registers r;
+  __get_cpuid_count(leaf, 0, &r.eax, &r.ebx, &r.ecx, &r.edx);  // all 0 if the processor has no such leaf
+  return r;
 }
 
-// The compiler's own checks include that the operating system saves the wider registers.
-bool runs_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("popcnt") && has_f16c(); }
-
-bool runs_avx512() {
-  return runs_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+constexpr bool has(unsigned word, std::initializer_list<int> bits) {
+  for (const int bit : bits) {
+    if (!(word >> bit & 1)) return false;
+  }
+  return true;
 }
+
+// Whether the operating system saves these parts of the registers when it changes between threads (XCR0).
+bool saved(unsigned parts) {
+  if (!has(cpuid(1).ecx, {27})) return false;
+  unsigned low, high;
+  __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return (low & parts) == parts;
+}
+
+// By hand: __builtin_cpu_supports asks a library of the compiler's, which with Zig's always says no.
+// Bits of leaf 1: 23 popcnt, 28 AVX, 29 F16C; of leaf 7: 5 AVX2, 16 AVX-512 F, 17 DQ, 30 BW, 31 VL.
+bool runs_avx2() { return has(cpuid(1).ecx, {23, 28, 29}) && has(cpuid(7).ebx, {5}) && saved(0x06); }
+
+bool runs_avx512() { return runs_avx2() && has(cpuid(7).ebx, {16, 17, 30, 31}) && saved(0xe6); }
 #endif
 
 struct Supported {
@@ -31,7 +51,6 @@ struct Supported {
 
   Supported() {
 #if defined(__x86_64__)
-    __builtin_cpu_init();
     if (runs_avx512()) add(&hs_avx512);
     if (runs_avx2()) add(&hs_avx2);
 #elif defined(__aarch64__)

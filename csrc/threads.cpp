@@ -3,6 +3,7 @@
 
 #include <pthread.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <unistd.h>
 
 #include <new>
@@ -79,7 +80,10 @@ pthread_mutex_t making = PTHREAD_MUTEX_INITIALIZER;
 // The pool of this process, or none. A child after fork() has none of its parent's threads and needs its own.
 Pool* own_pool() {
   if (pthread_mutex_trylock(&making) != 0) return nullptr;
-  if (!pool || pool->process != getpid()) pool = new (std::nothrow) Pool;
+  if (!pool || pool->process != getpid()) {
+    void* room = malloc(sizeof(Pool));  // not by C++'s library, without which this one runs in any process
+    pool = room ? new (room) Pool : nullptr;
+  }
   Pool* own = pool;
   pthread_mutex_unlock(&making);
   return own;

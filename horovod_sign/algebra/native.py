@@ -16,7 +16,6 @@ import functools
 import itertools
 import os
 import sys
-import sysconfig
 
 import numpy as np
 
@@ -72,7 +71,7 @@ def _not_built(name, here):
 
 def _load():
     """The library next to this file."""
-    name = "_kernels" + sysconfig.get_config_var("EXT_SUFFIX")
+    name = "_kernels.so"
     path = os.path.join(os.path.dirname(os.path.abspath(__file__)), name)
     if not os.path.exists(path):
         raise ImportError(_not_built(name, os.path.dirname(path)))

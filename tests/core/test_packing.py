@@ -20,6 +20,16 @@ each_set = pytest.mark.parametrize("kernels", [native.Kernels(name) for name in 
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.name)
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/cpuinfo"), reason="needs Linux")
+def test_sets_are_those_that_this_processor_runs():
+    with open("/proc/cpuinfo") as file:
+        flags = next((line.split() for line in file if line.startswith("flags")), None)
+    if flags is None:
+        pytest.skip("no x86 processor")
+    needed = {"avx512": ("avx512f", "avx512bw", "avx512dq", "avx512vl"), "avx2": ("avx2", "f16c", "popcnt")}
+    assert native.supported() == (*[name for name, all_ in needed.items() if set(all_) <= set(flags)], "scalar")
+
+
 def edge_values(dtype):
     """Numbers whose class is easily got wrong, of both signs: zero, subnormals, the largest, infinity, NaNs."""
     word = np.dtype(f"u{dtype.itemsize}")
