@@ -97,7 +97,7 @@ def save(args, epoch, model, optimizer, scheduler):
 def resume(args, model, optimizer, scheduler) -> int:
     """Loads what rank 0 reads; the number of epochs that are done."""
     saved = hvd.broadcast_object(
-        torch.load(args.resume, map_location="cpu") if hvd.rank() == 0 else None, name="checkpoint"
+        torch.load(args.resume, map_location="cpu", weights_only=True) if hvd.rank() == 0 else None, name="checkpoint"
     )
     model.load_state_dict(saved["model"])
     optimizer.load_state_dict(saved["optimizer"])

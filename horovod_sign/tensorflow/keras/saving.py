@@ -169,5 +169,5 @@ def _read(filepath) -> dict[str, np.ndarray]:
     with zipfile.ZipFile(filepath) as archive:
         if _ALL_RANKS not in archive.namelist():
             return {}
-        with np.load(io.BytesIO(archive.read(_ALL_RANKS))) as saved:
+        with np.load(io.BytesIO(archive.read(_ALL_RANKS)), allow_pickle=False) as saved:
             return dict(saved)
