@@ -11,7 +11,7 @@ Or beside it, as `hvs`:
 
 try:
     import horovod.torch
-    import torch  # noqa: F401
+    import torch
     from horovod.torch import global_process_set  # noqa: F401  (lacking where Horovod has no library for PyTorch)
 except ImportError as error:
     raise ImportError(
@@ -39,4 +39,8 @@ __all__ = [
     "gather_state_dict",
     "node_process_sets",
 ]
+if torch.distributed.is_available():
+    from horovod_sign import ddp
+
+    __all__ += ["ddp"]
 __all__ += adopt(globals(), horovod.torch, __all__)

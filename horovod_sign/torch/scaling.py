@@ -6,7 +6,6 @@ vote on unscaled gradients, whose signs do not hang on a scale, and keep theirs.
 outvoted like any other that is wrong.
 """
 
-import sys
 import warnings
 from typing import NamedTuple
 
@@ -14,6 +13,7 @@ import horovod.torch as hvd
 import torch
 from torch.amp.grad_scaler import OptState
 
+from horovod_sign.tensors.scalers import stepping_scaler
 from horovod_sign.torch import progress
 
 # Steps one after the other in which a rank overflows before it is told: a scale that began too high falls faster.
@@ -101,11 +101,8 @@ class Scaling:
             optimizer.found_inf = optimizer.grad_scale = None
 
     def _take_from_caller(self, optimizer):
-        """The scaler is that whose step() this is: torch tells an optimizer of no other way."""
-        frame, step = sys._getframe(1), torch.amp.GradScaler.step.__code__
-        while frame is not None and frame.f_code is not step:
-            frame = frame.f_back
-        caller = None if frame is None else frame.f_locals["self"]
+        """The scaler is that whose step() this is."""
+        caller = stepping_scaler()
         if caller is None or caller is self._scaler:
             return
         if optimizer._synchronized:

@@ -1,0 +1,25 @@
+"""Votes for DistributedDataParallel: a communication hook that votes on its gradient buckets. No Horovod is needed.
+
+    from horovod_sign import ddp
+
+    model = DistributedDataParallel(net)
+    model.register_comm_hook(ddp.VoteState(rule=ddp.signum(momentum=0.9)), ddp.vote_hook)
+
+Each rank sends one bit a coordinate, and `backward` leaves the majority vote, -1, 0 or +1, as the gradient, for any
+optimizer: torch.optim.SGD(lr=0.001) then is signSGD or Signum by majority vote, and weight_decay is decoupled.
+"""
+
+try:
+    import torch
+except ImportError as error:
+    raise ImportError(f"horovod_sign.ddp needs PyTorch ({error}): pip install torch") from error
+
+if not torch.distributed.is_available():
+    raise ImportError("horovod_sign.ddp needs a PyTorch with torch.distributed, which this one was built without")
+
+from horovod_sign.ddp.hook import vote_hook
+from horovod_sign.ddp.state import VoteState
+from horovod_sign.rules import signsgd, signum
+from horovod_sign.statistics import VoteStatistics
+
+__all__ = ["VoteState", "VoteStatistics", "signsgd", "signum", "vote_hook"]

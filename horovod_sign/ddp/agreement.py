@@ -1,0 +1,38 @@
+"""Do all ranks of a process group want the same? Asked before anything is voted on."""
+
+import numpy as np
+import torch.distributed as dist
+
+from horovod_sign.carriers.process_group import ProcessGroupCollectives
+from horovod_sign.voting.agreement import disagreement, encode_record
+from horovod_sign.voting.collectives import Allgather
+
+
+def group_of(process_group: dist.ProcessGroup | None) -> dist.ProcessGroup:
+    """The group of the ranks that vote.
+
+    Raises:
+        ValueError, TypeError: there is none, so that this rank can only speak for itself.
+    """
+    if not dist.is_initialized():
+        raise ValueError(
+            "there is no process group: call torch.distributed.init_process_group before ddp.VoteState, and start the "
+            "script by torchrun or mpirun"
+        )
+    if process_group is dist.GroupMember.NON_GROUP_MEMBER:
+        raise ValueError(f"rank {dist.get_rank()} is not in the process group: make ddp.VoteState on its ranks alone")
+    group = dist.group.WORLD if process_group is None else process_group
+    if not isinstance(group, dist.ProcessGroup):
+        raise TypeError(f"process_group must be a torch.distributed.ProcessGroup, got {process_group!r}")
+    return group
+
+
+def agree(line: str, error: Exception | None, group: dist.ProcessGroup):
+    """Raises the same error on all ranks unless all bring the same line and none has an error. A collective."""
+    collectives = ProcessGroupCollectives(group)
+    records = collectives.start(Allgather(np.array(encode_record(line, error))), "agree")
+    found = disagreement("ddp.VoteState", records.reshape(collectives.size, -1))
+    if error is not None:
+        raise error
+    if found is not None:
+        raise found

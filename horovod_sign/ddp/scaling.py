@@ -1,0 +1,83 @@
+"""Mixed precision with a `torch.amp.GradScaler`, whose `unscale_` would divide the votes by its scale.
+
+Losses are scaled, so gradients are; votes are on unscaled gradients, and are handed to DDP multiplied by the scale, a
+power of two, so that `unscale_` makes exactly -1, 0 and +1 of them. An overflow on any rank is told to all with the
+votes, which then are infinite on all: so all skip that step and lower their scales alike, as DDP has it without votes.
+"""
+
+import math
+import weakref
+from collections.abc import Container
+
+import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from horovod_sign.tensors.scalers import stepping_scaler
+
+
+class Scale:
+    """Of one VoteState.
+
+    Args:
+        scaler: the user's, or None.
+        parameters: those that are voted on, as they become known.
+    """
+
+    def __init__(self, scaler: torch.amp.GradScaler | None, parameters: Container[torch.Tensor]):
+        self._scaler = scaler
+        guard = _Guard(weakref.ref(self), parameters)
+        weakref.finalize(self, register_optimizer_step_pre_hook(guard).remove)
+
+    @property
+    def used(self) -> bool:
+        """Whether losses are scaled."""
+        return self._scaler is not None and self._scaler.is_enabled()
+
+    def overflows(self, buffer: torch.Tensor) -> bool:
+        """Whether scaled gradients are infinite or NaN; unscales them."""
+        if not self.used:
+            return False
+        scale = self._scaler.get_scale()
+        if math.frexp(scale)[0] != 0.5:
+            raise ValueError(
+                f"the scale of grad_scaler must be a power of two, so that unscaled votes are exactly -1, 0 and +1, "
+                f"but is {scale!r}: leave init_scale, growth_factor and backoff_factor as they are by default"
+            )
+        overflow = not bool(torch.isfinite(buffer).all())
+        buffer.mul_(1 / scale)
+        return overflow
+
+    def take_in(self, votes: torch.Tensor, overflow: bool):
+        """Scales votes, or makes them infinite if any rank's gradients overflowed."""
+        if overflow:
+            votes.fill_(math.inf)
+        elif self.used:
+            votes.mul_(self._scaler.get_scale())
+
+    def check_step(self):
+        """Raises RuntimeError if an optimizer is about to step by votes of which its GradScaler knows nothing."""
+        caller = stepping_scaler()
+        if caller is not None and not (caller is self._scaler or not caller.is_enabled()):
+            raise RuntimeError(
+                "a GradScaler steps this optimizer and would divide its votes by the scale: give ddp.VoteState "
+                "grad_scaler=scaler, the one that steps, on all ranks"
+            )
+        if caller is None and self.used:
+            raise RuntimeError(
+                "optimizer.step() was called, but ddp.VoteState was given a grad_scaler, by whose scale the votes are "
+                "multiplied: call scaler.step(optimizer) instead, or make the scaler with enabled=False"
+            )
+
+
+class _Guard:
+    """Before each step of any optimizer of the process: whether it is one that steps by these votes."""
+
+    def __init__(self, scale: weakref.ref, parameters: Container[torch.Tensor]):
+        self._scale, self._parameters = scale, parameters
+
+    def __call__(self, optimizer, args, kwargs):
+        scale = self._scale()
+        if scale is not None and any(
+            p in self._parameters for group in optimizer.param_groups for p in group["params"][:1]
+        ):
+            scale.check_step()

@@ -1,0 +1,180 @@
+"""What a model's votes need to know from step to step: options, momenta, statistics."""
+
+import functools
+import warnings
+
+import torch
+import torch.distributed as dist
+
+from horovod_sign import rules
+from horovod_sign.algebra import counts_bits
+from horovod_sign.ddp import checkpoints
+from horovod_sign.ddp.agreement import agree, group_of
+from horovod_sign.ddp.buckets import GradientBucket
+from horovod_sign.ddp.courier import Courier
+from horovod_sign.ddp.scaling import Scale
+from horovod_sign.statistics import Monitor, VoteStatistics
+from horovod_sign.voting.choice import choose
+from horovod_sign.voting.protocols import TRANSPORTS
+
+_OTHER_MODEL = (
+    "this ddp.VoteState votes for another model already, whose parameters and buckets are others: make one for each "
+    "DistributedDataParallel"
+)
+
+
+class VoteState:
+    """The state of `vote_hook`, for one model: `model.register_comm_hook(VoteState(rule=signum(0.9)), vote_hook)`.
+
+    All ranks of the process group make it, with the same options, after `init_process_group`: a collective, since it
+    makes a group of its own, of the same backend, for what `vote_hook` sends beside backward.
+
+    After backward the gradients are the votes sign(sum over ranks m of sign(v_m)), v_m what each worker votes on by
+    `rule`, of its own gradient: neither averaged nor divided. Any optimizer then steps by them; a learning rate is how
+    far each coordinate moves (start at a thirtieth of SGD's). A parameter that backward has not reached on some rank
+    (DDP's find_unused_parameters) abstains there and keeps its momentum; a rank in `Join` that has no more data
+    abstains as a whole.
+
+    Args:
+        process_group: the ranks that vote: the one that DistributedDataParallel was given; default: all.
+        rule: what each worker votes on: `signsgd()`, the default, or `signum(momentum, warmup)`; or the
+            `hvs.Compression` of such. Momenta are float32, each rank's own, and are kept here.
+        abstain: whether zeros, NaN and ties are 0 (True), or all count as +1 and a vote is one bit (False).
+        transport: "exchange" (packed bits, n/8 bytes or twice that in each of two phases), "counts" (one integer
+            allreduce, 2 to 16 bits a coordinate), or "auto": for each bucket what a step waits for least.
+        grad_scaler: the `torch.amp.GradScaler` that scales the losses, if there is one. Votes are on unscaled
+            gradients; if gradients of any rank overflow, all ranks skip the step, as they do without votes.
+
+    Raises:
+        TypeError, ValueError: bad arguments, or ranks that differ: on all ranks alike.
+    """
+
+    def __init__(
+        self,
+        process_group: dist.ProcessGroup | None = None,
+        rule: rules.Rule | None = None,
+        *,
+        abstain: bool = True,
+        transport: str = "auto",
+        grad_scaler: torch.amp.GradScaler | None = None,
+    ):
+        self._group, error, line = group_of(process_group), None, ""
+        try:
+            self.rule = rules.signsgd() if rule is None else getattr(rule, "rule", rule)
+            _check(self.rule, abstain, transport, grad_scaler, dist.get_world_size(self._group))
+            self.abstain, self.transport = bool(abstain), transport
+            self.states: dict[torch.Tensor, dict] = {}
+            self.scale = Scale(grad_scaler, self.states)
+            scaled = "a" if self.scale.used else "no"
+            line = f"{self.rule}, abstain={self.abstain}, transport={transport}, {scaled} grad_scaler"
+        except Exception as invalid:  # whatever it is: the other ranks wait
+            error = invalid
+        agree(line, error, self._group)
+        self.courier = Courier(self._group)
+        rank, size = self.courier.collectives.rank, self.courier.collectives.size
+        self._monitor = Monitor(f"rank {rank}", size, not self.abstain)
+        self._buckets: dict[int, GradientBucket] = {}
+        self._voted_on: set[torch.Tensor] = set()
+        self._next, self._knows_all, self._nan_reported = 0, False, False
+        self._sending, self._sent = 0, 0
+        self.transport_of = functools.cache(self._chosen)
+
+    @property
+    def process_group(self) -> dist.ProcessGroup:
+        """The ranks that vote."""
+        return self._group
+
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes that this rank sent to others in the last backward pass."""
+        return self._sent
+
+    def vote_statistics(self) -> VoteStatistics:
+        """Abstentions, ties, NaN, agreement and bytes of the last backward pass, seen from this rank."""
+        return self._monitor.latest
+
+    def state_dict(self, model: torch.nn.Module) -> dict:
+        """What this rank votes by, under the names that `model`, or its DistributedDataParallel, has for parameters."""
+        return checkpoints.own(self, model)
+
+    def gather_state_dict(self, model: torch.nn.Module, root_rank: int = 0) -> dict | None:
+        """What all ranks vote by, for one checkpoint. A collective.
+
+        Args:
+            model: as for `state_dict`.
+            root_rank: which rank of the process group wants it; the others get None.
+        """
+        return checkpoints.gathered(self, model, root_rank)
+
+    def load_state_dict(self, state_dict: dict, model: torch.nn.Module):
+        """Loads what `state_dict` or `gather_state_dict` gave: on as many ranks as saved it each has its own momenta
+        again, bit for bit; on another number all start from their mean."""
+        checkpoints.load(self, state_dict, model)
+
+    def bucket_of(self, bucket: dist.GradBucket) -> GradientBucket:
+        """A bucket of votes on DDP's bucket, which DDP makes anew after the first pass."""
+        index, known = bucket.index(), self._buckets.get(bucket.index())
+        if known is None or not known.holds(bucket):
+            self._meet(bucket)
+            known = self._buckets[index] = GradientBucket(bucket, self.rule, self.states)
+        return known
+
+    def count(self, counted: tuple, nbytes: int, index: int, is_last: bool):
+        """Takes note of a vote, for the statistics."""
+        if index == 0:
+            self._monitor.begin()
+            self._sending = 0
+        self._sending += nbytes
+        self._monitor.count(*counted)
+        if is_last:
+            self._sent = self._sending
+            self._monitor.end(self._sent)
+
+    def report_nan(self, voted: GradientBucket):
+        """Tells the user of NaN, once."""
+        if self._nan_reported:
+            return
+        self._nan_reported = True
+        warnings.warn(
+            f"rank {self.courier.collectives.rank}: gradients are NaN in {voted.with_nan()}: they abstain from the "
+            "vote and training goes on (this is said once; VoteState.vote_statistics() counts them)",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+    def __getstate__(self):
+        raise TypeError(
+            "a ddp.VoteState cannot be pickled, since its momenta are those of parameters and its ranks are here: save "
+            "state.gather_state_dict(model), or state.state_dict(model) on each rank, and make it anew"
+        )
+
+    def _meet(self, bucket: dist.GradBucket):
+        """Notes whose votes these are, in the first pass; afterwards there are no others."""
+        parameters = bucket.parameters()
+        if all(p in self._voted_on for p in parameters):
+            return
+        if self._knows_all or bucket.index() != self._next:
+            raise ValueError(_OTHER_MODEL)
+        self._voted_on.update(parameters)
+        for p in parameters:
+            self.states.setdefault(p, {})
+        self._next, self._knows_all = bucket.index() + 1, bucket.is_last()
+
+    def _chosen(self, coordinates: int) -> str:
+        if self.transport != "auto":
+            return self.transport
+        return choose(coordinates, self.courier.collectives.size, self.abstain, can_go_direct=False)
+
+
+def _check(rule, abstain, transport, grad_scaler, size: int):
+    """Raises TypeError or ValueError, in one sentence, for arguments that cannot be meant."""
+    if not isinstance(rule, rules.Rule):
+        raise TypeError(f"rule must be ddp.signsgd() or ddp.signum(), or the compression of such, got {rule!r}")
+    if not isinstance(abstain, bool):
+        raise TypeError(f"abstain must be True or False, got {abstain!r}")
+    if transport not in TRANSPORTS:
+        raise ValueError(f"transport must be one of {', '.join(map(repr, TRANSPORTS))}, got {transport!r}")
+    if transport == "counts":
+        counts_bits(size)
+    if grad_scaler is not None and not isinstance(grad_scaler, torch.amp.GradScaler):
+        raise TypeError(f"grad_scaler must be a torch.amp.GradScaler, got {type(grad_scaler).__name__}")
