@@ -9,15 +9,15 @@ from pathlib import Path
 import horovod.torch as hvd
 import torch
 import torch.nn.functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 import horovod_sign.torch as hvs  # horovod_sign
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import data
 from arguments import LEARNING_RATES, parse_arguments
 from devices import pin_torch
+from fashion_mnist import make_model, read_sets
 from progress import Progress
 from recording import Record
 from traffic import describe_bytes, float32_bytes
@@ -25,21 +25,6 @@ from traffic import describe_bytes, float32_bytes
 
 def device_of(model) -> torch.device:
     return next(model.parameters()).device
-
-
-def make_model():
-    return torch.nn.Sequential(
-        torch.nn.Conv2d(1, 16, 3, padding=1),
-        torch.nn.ReLU(),
-        torch.nn.MaxPool2d(2),
-        torch.nn.Conv2d(16, 32, 3, padding=1),
-        torch.nn.ReLU(),
-        torch.nn.MaxPool2d(2),
-        torch.nn.Flatten(),
-        torch.nn.Linear(32 * 7 * 7, 128),
-        torch.nn.ReLU(),
-        torch.nn.Linear(128, 10),
-    )
 
 
 def make_optimizer(args, model):
@@ -101,11 +86,7 @@ def main():
     torch.manual_seed(args.seed)
     torch.set_num_threads(1)
 
-    images = data.load(args.data_dir)
-    train_set, test_set = (
-        TensorDataset(torch.from_numpy(x).unsqueeze(1), torch.from_numpy(y))
-        for x, y in ((images.train_x, images.train_y), (images.test_x, images.test_y))
-    )
+    name, train_set, test_set = read_sets(args)
     sampler = DistributedSampler(train_set, hvd.size(), hvd.rank(), seed=args.seed)
     loader = DataLoader(train_set, args.batch_size, sampler=sampler, drop_last=True)
 
@@ -117,10 +98,10 @@ def main():
 
     path = args.record if hvd.rank() == 0 else None
     coordinates = sum(p.numel() for p in model.parameters())
-    about = {"optimizer": args.optimizer, "data": images.name, "ranks": hvd.size()}
+    about = {"optimizer": args.optimizer, "data": name, "ranks": hvd.size()}
     record = Record(path, args.evaluate_every, float32_bytes(coordinates, hvd.size()), **about)
     if hvd.rank() == 0:
-        print(f"{args.optimizer} on {images.name}: {len(train_set):,} images, {hvd.size()} ranks", flush=True)
+        print(f"{args.optimizer} on {name}: {len(train_set):,} images, {hvd.size()} ranks", flush=True)
     for epoch in range(1, args.epochs + 1):
         train(args, epoch, model, loader, test_set, optimizer, scheduler, record)
         accuracy = evaluate(model, test_set, record)
