@@ -40,11 +40,11 @@ def wrong_compression(compression) -> TypeError:
     """The error about a compression that is not ours."""
     if isinstance(compression, str):
         return TypeError(
-            f"compression must be hvs.Compression.signsgd() or hvs.Compression.signum(), got {compression!r}: if it is "
-            "Horovod's device_dense, given by position, leave it out, and give what follows it by keyword"
+            f"compression must be hvs.Compression.signsgd(), signum(), lion() or of(rule), got {compression!r}: if it "
+            "is Horovod's device_dense, given by position, leave it out, and give what follows it by keyword"
         )
     return TypeError(
-        "compression must be hvs.Compression.signsgd() or hvs.Compression.signum() (or Horovod's default, "
+        "compression must be hvs.Compression.signsgd(), signum(), lion() or of(rule) (or Horovod's default, "
         f"Compression.none, or left out: votes on what the optimizer says itself, or else on gradients), got "
         f"{compression!r}: there is no way not to vote"
     )

@@ -4,6 +4,7 @@ A Horovod op costs a millisecond or more before it moves a byte, so many small p
 packed soon after they arrive, while they are still in the processor's cache, and many small ones in one call.
 """
 
+import contextlib
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -11,7 +12,8 @@ import numpy as np
 import torch
 
 from horovod_sign.algebra import native
-from horovod_sign.rules import Rule, warming_up
+from horovod_sign.rules import Rule, signsgd, warming_up
+from horovod_sign.tensors.ballots import own_ballot
 from horovod_sign.tensors.devices.staging import Staging, Tensors
 from horovod_sign.tensors.layout import Layout, check_memory, overlaps
 from horovod_sign.tensors.planes import DTYPES, check_votable, has_kernels, kernels
@@ -30,7 +32,7 @@ class Voter(Protocol):
         """What the parameters of a group vote on."""
 
     def vote_state(self, p: torch.Tensor) -> dict:
-        """Where the momentum that a parameter votes by is kept."""
+        """Where the states that a parameter votes by are kept."""
 
 
 class Slot:
@@ -110,22 +112,22 @@ class Slot:
             self.check_parameter()
         return self.layout.copy(f"the gradient of parameter {self.label}", g, p.dtype, p.device)
 
-    def momentum(self, state: dict) -> torch.Tensor:
-        """The momentum in `state`, in the layout of the vote and float32; zeros if it is not there yet."""
-        m, p = state.get("momentum_buffer"), self.parameter
-        if "momentum_buffer" not in state:
+    def state(self, name: str, state: dict) -> torch.Tensor:
+        """What a rule calls `name` in `state`, in the layout of the vote and float32; zeros if it is not there yet."""
+        m, p, what = state.get(name), self.parameter, name.removesuffix("_buffer")
+        if name not in state:
             m = self.layout.empty(torch.float32, p.device).zero_()
         elif not isinstance(m, torch.Tensor) or m.shape != self.layout.shape:
             found = f"shape {tuple(m.shape)}" if isinstance(m, torch.Tensor) else repr(m)
             raise RuntimeError(
-                f"the momentum of parameter {self.label} must be a tensor of shape {tuple(self.layout.shape)}, but the "
-                f'state of the optimizer has {found} as its "momentum_buffer"'
+                f"the {what} of parameter {self.label} must be a tensor of shape {tuple(self.layout.shape)}, but the "
+                f'state of the optimizer has {found} as its "{name}"'
             )
         elif m.dtype == torch.float32 and m.device == p.device and self.layout.holds(m):
             return m
         else:
-            m = self.layout.copy(f"the momentum of parameter {self.label}", m, torch.float32, p.device)
-        state["momentum_buffer"] = m
+            m = self.layout.copy(f"the {what} of parameter {self.label}", m, torch.float32, p.device)
+        state[name] = m
         return m
 
     @property
@@ -310,9 +312,12 @@ class Bucket:
             rule = self._voter.vote_rule(group)
             # All count all steps, also those without a gradient, so that a group warms up as one.
             warm = self._warm(rule, slots)
-            gradients = {slot: self._readable(rule, slot) for slot in slots if slot.parameter.grad is not None}
+            read = self._readable if rule.betas is not None else self._voted
+            gradients = {slot: read(rule, slot, warm) for slot in slots if slot.parameter.grad is not None}
             present = [slot for slot, gradient in gradients.items() if gradient is not None]
-            if present:
+            if rule.betas is None:
+                self._pack_voted({slot: gradients[slot] for slot in present}, abstain)
+            elif present:
                 self._pack_alike(rule, warm, dtype, present, [gradients[slot] for slot in present], abstain)
             if len(present) < len(slots):
                 self._abstain_for([slot for slot in slots if gradients.get(slot) is None])
@@ -324,24 +329,49 @@ class Bucket:
         # A list, not a generator: all must count, also after the first that is warm.
         return max([warming_up(rule, self._voter.vote_state(slot.parameter)) for slot in slots])
 
-    def _readable(self, rule: Rule, slot: Slot) -> torch.Tensor | None:
+    def _readable(self, rule: Rule, slot: Slot, warm: bool) -> torch.Tensor | None:
         """The gradient of a slot for the kernels, whose momentum then is so too; None, and `error`, if they are not."""
         try:
-            if rule.has_momentum:
-                slot.momentum(self._voter.vote_state(slot.parameter))
+            for name in rule.states:
+                slot.state(name, self._voter.vote_state(slot.parameter))
             return slot.gradient()
         except (RuntimeError, TypeError) as error:
             self.error = error
             return None
 
+    def _voted(self, rule: Rule, slot: Slot, warm: bool) -> torch.Tensor | None:
+        """What a slot votes on by a rule that no kernel knows; None, and `error`, if that cannot be had."""
+        p = slot.parameter
+        try:
+            states = [slot.state(name, self._voter.vote_state(p)) for name in rule.states]
+            with contextlib.nullcontext() if has_kernels(p) else self._staging(p.device).working():
+                try:
+                    voted = own_ballot(rule, slot.gradient(), states, warm)
+                except RuntimeError as error:
+                    raise RuntimeError(f"{error} (parameter {slot.label})") from error
+                if slot.layout.holds(voted):
+                    return voted
+                return slot.layout.copy(f"the ballot of parameter {slot.label}", voted, voted.dtype, voted.device)
+        except (RuntimeError, TypeError) as error:
+            self.error = error
+            return None
+
+    def _pack_voted(self, voted: dict[Slot, torch.Tensor], abstain: bool):
+        """Packs the signs of these tensors, of slots of one device, as they are."""
+        alike: dict[torch.dtype, list[Slot]] = {}
+        for slot, each in voted.items():
+            alike.setdefault(each.dtype, []).append(slot)
+        for dtype, slots in alike.items():
+            self._pack_alike(signsgd(), False, DTYPES[dtype], slots, [voted[slot] for slot in slots], abstain)
+
     def _pack_alike(self, rule: Rule, warm: bool, dtype: str, slots: list[Slot], gradients, abstain: bool):
         """Packs gradients of one rule, dtype and device in one call of a kernel."""
-        states = [self._voter.vote_state(slot.parameter) for slot in slots] if rule.has_momentum else []
-        momenta = [state["momentum_buffer"] for state in states] if rule.has_momentum else None
+        momenta = None
+        for name in rule.states:  # of what the kernels know at most one
+            momenta = [self._voter.vote_state(slot.parameter)[name] for slot in slots]
         device = slots[0].parameter.device
         if not has_kernels(slots[0].parameter):
-            betas = rule.beta_vote, rule.beta_state
-            self._staging(device).pack(dtype, _tensors(slots), gradients, momenta, betas, warm, not abstain)
+            self._staging(device).pack(dtype, _tensors(slots), gradients, momenta, rule.betas, warm, not abstain)
             return
         segments, mode = self._segments(slots, gradients), native.ABSTAIN if abstain else native.ONEBIT
         planes = self._sign, self._nonzero if abstain else None
@@ -350,7 +380,7 @@ class Bucket:
         else:
             addresses = [m.data_ptr() for m in momenta]
             zeros, nans = kernels().interpolate_pack(
-                dtype, mode, segments, addresses, rule.beta_vote, rule.beta_state, *planes, vote_gradient=warm
+                dtype, mode, segments, addresses, *rule.betas, *planes, vote_gradient=warm
             )
         self._zeros += zeros
         self._nans += nans

@@ -20,17 +20,21 @@ except ImportError as error:
     ) from error
 
 from horovod_sign.adopted import adopt
+from horovod_sign.rules import Rule
 from horovod_sign.statistics import VoteStatistics
 from horovod_sign.torch import adversaries, elastic
 from horovod_sign.torch.checkpoints import gather_state_dict
 from horovod_sign.torch.compression import Compression
 from horovod_sign.torch.distributed import DistributedOptimizer
-from horovod_sign.torch.optimizers import SignSGD, Signum
+from horovod_sign.torch.optimizers import Lion, SignOptimizer, SignSGD, Signum
 from horovod_sign.voting.nodes import node_process_sets
 
 __all__ = [
     "Compression",
     "DistributedOptimizer",
+    "Lion",
+    "Rule",
+    "SignOptimizer",
     "SignSGD",
     "Signum",
     "VoteStatistics",

@@ -1,4 +1,4 @@
-"""Checkpoints: every rank has a momentum of its own, and a checkpoint is one file.
+"""Checkpoints: every rank has a momentum, or other states of its rule, of its own, and a checkpoint is one file.
 
     state = hvs.gather_state_dict(optimizer)          # on all ranks
     if hvd.rank() == 0:
@@ -11,19 +11,22 @@ from the mean of the saved momenta. What rank 0 saved alone by `optimizer.state_
 it then have rank 0's momentum.
 """
 
+from collections.abc import Iterator
+
 import horovod.torch as hvd
 import torch
 
 from horovod_sign.momenta import of_rank
 
 ALL_RANKS = "horovod_sign_momenta"
+_MOMENTUM = "momentum_buffer"  # which had its place in checkpoints before rules had other states
 
 
 def gather_state_dict(optimizer, root_rank: int = 0) -> dict | None:
     """The state of an `hvs.DistributedOptimizer` with the momenta of all ranks, for one checkpoint.
 
-    A collective of the ranks that vote. Momenta are gathered one parameter at a time; the root holds M times the
-    momentum in the end, M the number of ranks.
+    A collective of the ranks that vote. They are gathered one parameter at a time; the root holds M times the momentum
+    in the end, M the number of ranks.
 
     Args:
         optimizer: made by `hvs.DistributedOptimizer`.
@@ -36,13 +39,16 @@ def gather_state_dict(optimizer, root_rank: int = 0) -> dict | None:
         raise TypeError(f"optimizer must be made by hvs.DistributedOptimizer, got {type(optimizer).__name__}")
     process_set, state_dict = optimizer._votes.options.process_set, optimizer.state_dict()
     is_root = process_set.rank() == root_rank
-    momenta = {}
-    for key, momentum in _momenta(state_dict).items():
-        name = f"horovod_sign.torch.gather_state_dict.{key}"
-        gathered = hvd.allgather(momentum.contiguous()[None], name=name, process_set=process_set)
+    of_all: dict[str, dict[int, torch.Tensor]] = {}
+    for state, key, value in _states(optimizer, state_dict):
+        name = f"horovod_sign.torch.gather_state_dict.{state}.{key}"
+        gathered = hvd.allgather(value.contiguous()[None], name=name, process_set=process_set)
         if is_root:
-            momenta[key] = gathered.cpu()  # a device holds those of one parameter at a time
-    return {**state_dict, ALL_RANKS: {"ranks": process_set.size(), "momenta": momenta}} if is_root else None
+            of_all.setdefault(state, {})[key] = gathered.cpu()  # a device holds those of one parameter at a time
+    if not is_root:
+        return None
+    saved = {"ranks": process_set.size(), "momenta": of_all.pop(_MOMENTUM, {})}
+    return {**state_dict, ALL_RANKS: {**saved, "states": of_all} if of_all else saved}
 
 
 def of_this_rank(state_dict: dict, process_set) -> dict:
@@ -54,19 +60,26 @@ def of_this_rank(state_dict: dict, process_set) -> dict:
     for place in ("state", "horovod_sign"):
         if place in state_dict:
             state_dict[place] = {key: dict(state) for key, state in state_dict[place].items()}
-    for key, state in _holders(state_dict).items():
-        state["momentum_buffer"] = of_rank(saved["momenta"][key], process_set.rank(), process_set.size())
+    holders = _holders(state_dict)
+    for name, of_all in {_MOMENTUM: saved["momenta"], **saved.get("states", {})}.items():
+        for key, values in of_all.items():
+            holders[key][name] = of_rank(values, process_set.rank(), process_set.size())
     return state_dict
 
 
 def _holders(state_dict: dict) -> dict[int, dict]:
-    """The states that hold a momentum that a rank votes by, by number of the parameter.
+    """Where the states that a rank votes by are, by number of the parameter.
 
     Other optimizers keep theirs, if they have any, in the other place; SGD even under the same name.
     """
-    states = state_dict["horovod_sign"] if "horovod_sign" in state_dict else state_dict["state"]
-    return {key: state for key, state in states.items() if "momentum_buffer" in state}
+    return state_dict["horovod_sign"] if "horovod_sign" in state_dict else state_dict["state"]
 
 
-def _momenta(state_dict: dict) -> dict[int, torch.Tensor]:
-    return {key: state["momentum_buffer"] for key, state in _holders(state_dict).items()}
+def _states(optimizer, state_dict: dict) -> Iterator[tuple[str, int, torch.Tensor]]:
+    """The states that this rank votes by: name, number of the parameter, value."""
+    rules = [optimizer.vote_rule(group) for group in optimizer.param_groups for _ in group["params"]]
+    holders = _holders(state_dict)
+    for key, rule in enumerate(rules):
+        for name in rule.states:
+            if name in holders.get(key, {}):
+                yield name, key, holders[key][name]

@@ -1,4 +1,4 @@
-"""`Compression.signsgd()` and `Compression.signum()`: Horovod's `compression=`, here and in Horovod's own wrappers.
+"""`Compression.signsgd()`, `signum()`, `lion()`, `of(rule)`: Horovod's `compression=`, here and in its own wrappers.
 
 In Horovod's own `DistributedOptimizer` and `allreduce`, with op=hvd.Sum, a gradient goes out as bit-counts (fields of
 an int64 tensor, added by an ordinary allreduce) and comes back as the vote, -1, 0 or +1, of the gradient's dtype.
@@ -13,7 +13,7 @@ import torch
 from horovod_sign import rules
 from horovod_sign.algebra import counts_bits
 from horovod_sign.tensors import planes
-from horovod_sign.torch.optimizers import local_ballot
+from horovod_sign.tensors.ballots import local_ballot
 from horovod_sign.voting import messages
 
 
@@ -21,7 +21,7 @@ class SignCompressor:
     """A compressor in Horovod's sense, and the rule of an `hvs.DistributedOptimizer`. Made by `Compression`."""
 
     def __init__(self, rule: rules.Rule, abstain: bool = True, named_parameters=None):
-        self.rule, self._abstain = rule, abstain
+        self.rule, self._abstain = rules.check_rule(rule), abstain
         self._parameters = None if named_parameters is None else [p for _, p in named_parameters]
         self._states: dict[torch.Tensor, dict] = {}
 
@@ -30,8 +30,8 @@ class SignCompressor:
     def compress(self, tensor: torch.Tensor):
         """The fields of this rank's ballot, as int64 words, and what `decompress` needs."""
         voted = tensor
-        if self.rule.has_momentum:
-            state = self._state_of(tensor)
+        if not self.rule.takes_gradient:
+            state = self._state_of(tensor) if self.rule.states or self.rule.warmup_steps else {}
             voted = local_ballot(self.rule, tensor, state, rules.warming_up(self.rule, state))
         ballot = planes.pack(voted, self._abstain)
         words = messages.encode_fields(ballot, counts_bits(hvd.size()))
@@ -51,17 +51,18 @@ class SignCompressor:
         return planes.unpack(decided, ctx.shape, ctx.dtype, ctx.device)
 
     def _state_of(self, gradient: torch.Tensor) -> dict:
-        """The momentum of the parameter that `gradient` is the gradient of."""
+        """The states of the parameter that `gradient` is the gradient of."""
         if self._parameters is None:
             raise ValueError(
-                "Compression.signum() in Horovod's own DistributedOptimizer must know whose momentum is whose: make it "
-                "by Compression.signum(named_parameters=model.named_parameters())"
+                "Compression.signum(), or any other that remembers something, must know in Horovod's own "
+                "DistributedOptimizer whose momentum is whose: make it by "
+                "Compression.signum(named_parameters=model.named_parameters())"
             )
         for p in self._parameters:
             if p.grad is gradient:
                 return self._states.setdefault(p, {})
         raise ValueError(
-            "Compression.signum() got a gradient of none of its named_parameters: name all parameters of the "
+            "the compression got a gradient of none of its named_parameters: name all parameters of the "
             "optimizer, and with sparse gradients use hvs.DistributedOptimizer"
         )
 
@@ -111,3 +112,23 @@ class Compression(hvd.Compression):
                 does not tell a compressor whose gradient it is.
         """
         return SignCompressor(rules.signum(momentum, warmup), abstain, named_parameters)
+
+    @staticmethod
+    def lion(betas: tuple[float, float] = (0.9, 0.99), abstain: bool = True, named_parameters=None) -> SignCompressor:
+        """Vote as Distributed Lion does (see `hvs.Lion`).
+
+        Args:
+            betas: each in [0, 1).
+            abstain, named_parameters: as in `signum`.
+        """
+        return SignCompressor(rules.lion(*betas), abstain, named_parameters)
+
+    @staticmethod
+    def of(rule: rules.Rule, abstain: bool = True, named_parameters=None) -> SignCompressor:
+        """Vote by a rule, of one's own for example (see `hvs.Rule`).
+
+        Args:
+            rule: an object of a class derived from `hvs.Rule`.
+            abstain, named_parameters: as in `signum`.
+        """
+        return SignCompressor(rule, abstain, named_parameters)

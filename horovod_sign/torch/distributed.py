@@ -9,8 +9,9 @@ import torch
 
 from horovod_sign.keywords import without_horovods_default, wrong_compression
 from horovod_sign.options import bucket_bytes, check_every, check_voting, reachable
-from horovod_sign.rules import Rule, choose_rule
+from horovod_sign.rules import Rule, choose_rule, in_words
 from horovod_sign.statistics import VoteStatistics
+from horovod_sign.tensors.ballots import state_of
 from horovod_sign.tensors.planes import check_kernels
 from horovod_sign.torch import broadcasting, checkpoints
 from horovod_sign.torch.agreement import tell
@@ -24,7 +25,7 @@ from horovod_sign.torch.arguments import (
 from horovod_sign.torch.closures import VotedClosure, takes_plain_steps
 from horovod_sign.torch.compression import SignCompressor
 from horovod_sign.torch.foreign import load_own
-from horovod_sign.torch.optimizers import SignOptimizer, momentum_buffer, take_step
+from horovod_sign.torch.optimizers import SignOptimizer, take_step
 from horovod_sign.torch.pipeline import OTHER_LOSS
 from horovod_sign.torch.sparse import make_sparse
 from horovod_sign.torch.spent import Spent
@@ -67,9 +68,10 @@ def DistributedOptimizer(
 ):
     """Wraps a torch optimizer so that each step is taken by majority vote, while `backward` still runs.
 
-    Each worker votes one bit a coordinate: the sign of its gradient (signSGD) or of its own momentum (Signum); a vote
-    is sign(sum over ranks of the signs) (Bernstein et al. 2018, arXiv 1802.04434, Algorithms 1 to 3). Around `SignSGD`
-    and `Signum` the step is theirs, by the vote; around any other optimizer the votes (-1, 0 or +1) are its gradients.
+    Each worker votes one bit a coordinate: the sign of its gradient (signSGD), of its own momentum (Signum), or of what
+    another `hvs.Rule` says; a vote is sign(sum over ranks of the signs) (Bernstein et al. 2018, arXiv 1802.04434,
+    Algorithms 1 to 3). Around a `SignOptimizer` (`SignSGD`, `Signum`, `Lion`) the step is its own, by the vote; around
+    any other optimizer the votes (-1, 0 or +1) are its gradients.
 
     A collective: all ranks of `process_set` call it, with the same parameters. So is `add_param_group`, and the first
     step after parameters were frozen, unfrozen, replaced or moved to another group: all ranks do that alike.
@@ -78,9 +80,9 @@ def DistributedOptimizer(
         optimizer: a torch optimizer that no other DistributedOptimizer wraps. Its state is kept. Use the returned one
             from then on.
         named_parameters: `model.named_parameters()`, for error messages and agreement between ranks.
-        compression: `Compression.signsgd()` or `Compression.signum()`. Default, also under Horovod's name for it,
-            `Compression.none`: what `SignSGD` or `Signum` say themselves; around any other optimizer, signsgd. There is
-            no way not to vote.
+        compression: `Compression.signsgd()`, `signum()`, `lion()` or `of(rule)`. Default, also under Horovod's name for
+            it, `Compression.none`: what a `SignOptimizer` (`SignSGD`, `Signum`, `Lion`) says itself; around any other
+            optimizer, signsgd. There is no way not to vote.
         backward_passes_per_step: backward passes whose gradients are summed before a vote.
         process_set: Horovod's, of the ranks that vote.
         abstain: zeros, NaN and ties are 0 (True), or +1 (False), which saves the bits that tell them apart: a third of
@@ -135,7 +137,7 @@ def DistributedOptimizer(
         check_parameters(parameters)
         check_kernels(parameters)
         options = Options(
-            kind=f"{type(optimizer).__name__}, {rule}",
+            kind=f"{type(optimizer).__name__}, {in_words(rule)}",
             abstain=bool(abstain),
             transport=transport,
             passes=backward_passes_per_step,
@@ -291,10 +293,10 @@ class _Distributed:
         for group in self.param_groups:
             for p in group["params"]:
                 if p in parameters:
-                    state = self.vote_state(p)
-                    if self.vote_rule(group).has_momentum:
-                        momentum_buffer(p, state)
-                    if self.vote_rule(group).warmup_steps:
+                    state, rule = self.vote_state(p), self.vote_rule(group)
+                    for name in rule.states:
+                        state_of(p, state, name)
+                    if rule.warmup_steps:
                         state.setdefault("step", 0)
 
     def _may_vote(self) -> bool:
@@ -342,7 +344,7 @@ class _VotesAsGradients:
         return loss
 
     def state_dict(self) -> dict:
-        """The optimizer's, and under "horovod_sign" the momentum that this rank votes by, if there is one."""
+        """The optimizer's, and under "horovod_sign" the states that this rank votes by, if there are any."""
         root = broadcasting.asking_root()
         if root is not None:
             return broadcasting.broadcast_state(self, root, [self.state, self._sign_states])
@@ -364,12 +366,12 @@ class _VotesAsGradients:
                 saved = votes_by.get(i, {})
                 state = self._sign_states[p]
                 state["step"] = saved.get("step", 0)
-                if self._rule.has_momentum:
-                    momentum_buffer(p, state).copy_(saved.get("momentum_buffer", torch.zeros((), device="cpu")))
+                for name in self._rule.states:
+                    state_of(p, state, name).copy_(saved.get(name, torch.zeros((), device="cpu")))
 
 
 class _SignStep:
-    """SignSGD and Signum step straight from the bits of the vote."""
+    """A SignOptimizer steps straight from the bits of the vote."""
 
     def vote_rule(self, group: dict) -> Rule:
         return self.rule(group)

@@ -54,28 +54,30 @@ class TorchState(horovod.torch.elastic.TorchState):
         return list(self._named_optimizers().values())
 
 
-def _states(optimizer) -> list[dict]:
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    return [optimizer.vote_state(p) for p in parameters if "momentum_buffer" in optimizer.vote_state(p)]
+def _states(optimizer) -> list[tuple[str, dict]]:
+    """What this rank votes by: (name, where it is kept)."""
+    places = [(optimizer.vote_rule(group), p) for group in optimizer.param_groups for p in group["params"]]
+    held = [(name, optimizer.vote_state(p)) for rule, p in places for name in rule.states]
+    return [(name, state) for name, state in held if name in state]
 
 
 def _momenta(optimizer) -> list[torch.Tensor]:
-    return [state["momentum_buffer"].clone() for state in _states(optimizer)]
+    return [state[name].clone() for name, state in _states(optimizer)]
 
 
 def _share_momenta(optimizer, kept: list[torch.Tensor], name: str):
     """Gives each rank with a history its momenta back, and the mean of them to those without."""
     old = optimizer._votes.has_history
     number = int(hvd.allreduce(torch.tensor([int(old)], device="cpu"), name=f"{name}.number", op=hvd.Sum))
-    steps = hvd.broadcast_object([state.get("step", 0) for state in _states(optimizer)], name=f"{name}.steps")
-    for i, (state, momentum, step) in enumerate(zip(_states(optimizer), kept, steps, strict=True)):
+    steps = hvd.broadcast_object([state.get("step", 0) for _, state in _states(optimizer)], name=f"{name}.steps")
+    for i, ((key, state), momentum, step) in enumerate(zip(_states(optimizer), kept, steps, strict=True)):
         if 0 < number < hvd.size():
             mine = momentum if old else torch.zeros_like(momentum)
             total = hvd.allreduce(mine.contiguous(), name=f"{name}.momentum{i}", op=hvd.Sum)
             if not old:
                 momentum = total / number
         if number:
-            state["momentum_buffer"].copy_(momentum)
+            state[key].copy_(momentum)
         if "step" in state:
             state["step"] = step
     optimizer._votes.has_history = number > 0

@@ -1,4 +1,4 @@
-"""SignSGD and Signum as plain torch optimizers: right on one process, and voted on in `DistributedOptimizer`.
+"""SignSGD, Signum, Lion, and any rule as plain torch optimizers: of one process, or voted on by `DistributedOptimizer`.
 
 One step is x <- x - lr * (v + weight_decay * x), where v is the sign of what the worker votes on (on one process), or
 the majority vote of all (distributed). Weight decay is decoupled (Bernstein et al. 2019, arXiv 1810.05291,
@@ -8,18 +8,37 @@ Algorithm 1).
 import torch
 
 from horovod_sign import rules
-from horovod_sign.tensors.arithmetic import interpolated, stepped
+from horovod_sign.tensors.arithmetic import stepped
+from horovod_sign.tensors.ballots import local_ballot, state_of
 from horovod_sign.torch import broadcasting
 from horovod_sign.torch.foreign import load_own
 
 
 class SignOptimizer(torch.optim.Optimizer):
-    """What SignSGD and Signum share. A subclass says by `rule(group)` what is voted on."""
+    """x <- x - lr * (sign(v) + weight_decay * x), v by a rule: what a worker votes on.
 
-    _state_names: frozenset[str] = frozenset()
+    Inside `hvs.DistributedOptimizer`, sign(v) is the majority vote of all ranks, each of which keeps the states of the
+    rule for itself. They are part of the optimizer's state, under their names, float32 whatever the dtype of the
+    parameter.
 
-    def __init__(self, params, lr: float, weight_decay: float, **defaults):
+    Args:
+        params: parameters or parameter groups.
+        lr: how far each coordinate moves in a step.
+        rule: an object of a class derived from `hvs.Rule`.
+        weight_decay: decoupled.
+        defaults: further options of groups, of a class derived from this one.
+
+    Raises:
+        TypeError: `rule` is none.
+        ValueError: a negative lr or weight_decay.
+    """
+
+    def __init__(self, params, lr: float, rule: rules.Rule, weight_decay: float = 0.0, **defaults):
+        self._own_rule = rules.check_rule(rule)
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, **defaults})
+
+    def __getstate__(self) -> dict:
+        return {**super().__getstate__(), "_own_rule": self._own_rule}  # torch's own has not all attributes
 
     def add_param_group(self, param_group: dict):
         super().add_param_group(param_group)
@@ -33,7 +52,7 @@ class SignOptimizer(torch.optim.Optimizer):
 
     def rule(self, group: dict) -> rules.Rule:
         """What the parameters of `group` vote on."""
-        raise NotImplementedError
+        return self._own_rule
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -50,16 +69,17 @@ class SignOptimizer(torch.optim.Optimizer):
         return super().state_dict() if root is None else broadcasting.broadcast_state(self, root, [self.state])
 
     def load_state_dict(self, state_dict: dict):
-        if not load_own(self, super().load_state_dict, state_dict, self._state_names):
+        known = {name for group in self.param_groups for name in self.rule(group).states}
+        if not load_own(self, super().load_state_dict, state_dict, {*known, "step"} if known else known):
             return
-        # torch casts state to the parameter's dtype; the momentum of a 16-bit parameter is float32 and stays so.
+        # torch casts state to the parameter's dtype; the states of a 16-bit parameter are float32 and stay so.
         saved = [i for group in state_dict["param_groups"] for i in group["params"]]
         params = [p for group in self.param_groups for p in group["params"]]
         for index, p in zip(saved, params, strict=True):
-            momentum = state_dict["state"].get(index, {}).get("momentum_buffer")
-            if momentum is not None:
-                del self.state[p]["momentum_buffer"]
-                momentum_buffer(p, self.state[p]).copy_(momentum)
+            for name, value in state_dict["state"].get(index, {}).items():
+                if name in known and value is not None:
+                    del self.state[p][name]
+                    state_of(p, self.state[p], name).copy_(value)
 
     def _update(self):
         for group in self.param_groups:
@@ -86,10 +106,7 @@ class SignSGD(SignOptimizer):
     """
 
     def __init__(self, params, lr: float, weight_decay: float = 0.0):
-        super().__init__(params, lr, weight_decay)
-
-    def rule(self, group: dict) -> rules.Rule:
-        return rules.signsgd()
+        super().__init__(params, lr, rules.signsgd(), weight_decay)
 
 
 class Signum(SignOptimizer):
@@ -109,30 +126,36 @@ class Signum(SignOptimizer):
     Reference: Bernstein et al. 2018, arXiv 1802.04434, Algorithm 2.
     """
 
-    _state_names = frozenset({"momentum_buffer", "step"})
-
     def __init__(self, params, lr: float, momentum: float = 0.9, weight_decay: float = 0.0, warmup: bool = False):
-        super().__init__(params, lr, weight_decay, momentum=momentum, warmup=warmup)
+        rule = rules.signum(momentum, warmup)
+        super().__init__(params, lr, rule, weight_decay, momentum=momentum, warmup=warmup)
 
     def rule(self, group: dict) -> rules.Rule:
         return rules.signum(group["momentum"], group["warmup"])
 
 
-def momentum_buffer(p: torch.Tensor, state: dict) -> torch.Tensor:
-    """The float32 momentum in `state`, made of zeros in the memory layout of `p` if it is not there yet."""
-    if "momentum_buffer" not in state:
-        state["momentum_buffer"] = torch.zeros_like(p, dtype=torch.float32, memory_format=torch.preserve_format)
-    return state["momentum_buffer"]
+class Lion(SignOptimizer):
+    """Lion: x <- x - lr * (sign(beta_1 * m + (1 - beta_1) * g) + weight_decay * x), then
+    m <- beta_2 * m + (1 - beta_2) * g.
 
+    Inside `hvs.DistributedOptimizer` it is Distributed Lion with majority vote: each worker keeps its own m of its own
+    gradients, and the sign is the majority vote of all ranks. m is float32 whatever the dtype of the parameter, and is
+    the state "momentum_buffer", as Signum's. Coordinates of g that are not finite do not enter m.
 
-def local_ballot(rule: rules.Rule, gradient: torch.Tensor, state: dict, warm: bool) -> torch.Tensor:
-    """What this worker votes on, by `rules`; its momentum is updated."""
-    if not rule.has_momentum:
-        return gradient
-    m = momentum_buffer(gradient, state)
-    voted, kept = interpolated(gradient, m, (rule.beta_vote, rule.beta_state), warm)
-    m.copy_(kept)
-    return voted
+    Args:
+        params: parameters or parameter groups.
+        lr: how far each coordinate moves in a step; a third to a tenth of what AdamW takes.
+        betas: (beta_1, beta_2), each in [0, 1).
+        weight_decay: decoupled; three to ten times what AdamW takes.
+
+    Reference: Liu et al. 2024, arXiv 2404.00438, Algorithm 1; Chen et al. 2023, arXiv 2302.06675, Algorithm 2.
+    """
+
+    def __init__(self, params, lr: float, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0):
+        super().__init__(params, lr, rules.lion(*betas), weight_decay, betas=betas)
+
+    def rule(self, group: dict) -> rules.Rule:
+        return rules.lion(*group["betas"])
 
 
 def sign(x: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 Nothing here comes from the package, so that a mistake there does not end up on both sides of a comparison.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +25,21 @@ class Rule(NamedTuple):
 
 
 SIGNSGD = Rule()
+LION = Rule(0.9, 0.99)
+
+
+class Own(NamedTuple):
+    """What a worker votes on: (v, *new states) = function(g, *states), where g is 0 for what is not finite.
+
+    Attributes:
+        function: of float32 arrays.
+        states: how many there are.
+        warmup: as in `Rule`.
+    """
+
+    function: Callable
+    states: int
+    warmup: int = 0
 
 
 def signum(momentum: float, warmup: int = 0) -> Rule:
@@ -37,12 +53,14 @@ class Workers:
     Args:
         start: arrays of the shapes that are voted on.
         ranks: how many workers.
-        rule: what they vote on.
+        rule: what they vote on: a `Rule` or an `Own`.
         abstain: as everywhere.
     """
 
     def __init__(self, start: list[np.ndarray], ranks: int, rule: Rule = SIGNSGD, abstain: bool = True):
         self.m = [[np.zeros(np.shape(x), np.float32) for x in start] for _ in range(ranks)]
+        own = rule.states if isinstance(rule, Own) else 0
+        self.states = [[np.zeros((own, *np.shape(x)), np.float32) for x in start] for _ in range(ranks)]
         self._rule, self._abstain, self._steps = rule, abstain, 0
 
     def votes(self, gradients: list[list[np.ndarray | None]]) -> list[np.ndarray]:
@@ -61,12 +79,22 @@ class Workers:
         m, rule = self.m[rank][i], self._rule
         if g is None:
             return np.zeros(m.shape)
+        if isinstance(rule, Own):
+            return self._own_ballot(self.states[rank][i], g.astype(np.float32))
         if rule.state is None:
             return g
         finite = np.isfinite(g)
         v = np.where(finite & (self._steps > rule.warmup), _between(rule.vote, m, g), g)
         m[...] = np.where(finite, _between(rule.state, m, g), m)
         return v
+
+    def _own_ballot(self, states, g) -> np.ndarray:
+        finite = np.isfinite(g)
+        v, *new = self._rule.function(np.where(finite, g, np.float32(0)), *states)
+        assert len(new) == len(states)
+        for i, each in enumerate(new):
+            states[i] = np.where(finite & np.isfinite(each), each, states[i])
+        return np.where(finite & (self._steps > self._rule.warmup), v, g)
 
 
 class Simulation:

@@ -30,7 +30,7 @@ def interpolated(beta, m, g):
 
 RULES = {
     "signum": rules.signum(0.9),
-    "another": rules.Rule(beta_vote=0.3, beta_state=0.99),  # votes on less history than it keeps
+    "another": rules.Interpolation(beta_vote=0.3, beta_state=0.99),  # votes on less history than it keeps
 }
 
 

@@ -132,7 +132,7 @@ def test_kernels_and_torch_pack_by_both_betas(kernels, monkeypatch):
     """Votes by one, keeps by the other, as Lion does; what is not finite enters no momentum."""
     use_kernels(monkeypatch, kernels)
     (p,) = parameters_of(200)
-    voter = OneRank([{"params": [p]}], rules.Rule(beta_vote=0.25, beta_state=0.75))
+    voter = OneRank([{"params": [p]}], rules.Interpolation(beta_vote=0.25, beta_state=0.75))
     bucket = Bucket("bucket", [(p, "p", 0)], voter)
     workers = simulation.Workers([np.zeros(200)], 1, simulation.Rule(0.25, 0.75))
     for step in range(5):
@@ -149,7 +149,7 @@ def test_all_parameters_of_a_group_warm_up_alike(kernels, monkeypatch):
     """Also one that has no gradient in the first steps."""
     use_kernels(monkeypatch, kernels)
     parameters = parameters_of(3, 3)
-    voter = OneRank([{"params": parameters}], rules.Rule(0.75, 0.75, warmup_steps=2))
+    voter = OneRank([{"params": parameters}], rules.Interpolation(0.75, 0.75, warmup_steps=2))
     bucket = Bucket("bucket", [(p, "p", 0) for p in parameters], voter)
     workers = simulation.Workers([np.zeros(3)] * 2, 1, simulation.signum(0.75, warmup=2))
     for step, g in enumerate(([-8.0, 8.0, 1.0], [1.0, -1.0, 1.0], [1.0, -1.0, -1.0], [1.0, -1.0, -1.0])):

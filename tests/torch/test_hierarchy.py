@@ -1,11 +1,14 @@
 """Votes of nodes: the mean of the gradients within a node, one vote per node, the same step on all ranks."""
 
+import functools
+
 import horovod.torch as hvd
 import numpy as np
 import pytest
+import simulation
 import torch
-import torch_tasks as tasks
 from ranks import SIZE, process_sets
+from torch_rules import RULES
 
 import horovod_sign.torch as hvs
 from horovod_sign.voting.nodes import OVERRIDE
@@ -44,11 +47,14 @@ def test_training_equals_the_simulation(node_of, transport, abstain):
     """Gradients are small multiples of a power of two, so that their mean does not hang on the order of the sum."""
     shapes = [(3, 5), (64,), (130,), ()]
     parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in shapes]
-    optimizer = hvs.DistributedOptimizer(
-        hvs.Signum(parameters, 0.5, momentum=0.5), transport=transport, abstain=abstain, hierarchical=True
-    )
-    simulation = tasks.Simulation(
-        [p.detach().numpy() for p in parameters], len(set(map(node_of, range(hvd.size())))), 0.5, 0.5, abstain=abstain
+    make, rule = {
+        "auto": (hvs.Signum, simulation.signum(0.9)),
+        "exchange": (hvs.Lion, simulation.LION),
+        "counts": (functools.partial(hvs.SignOptimizer, rule=RULES["TwoMomenta"][0]), RULES["TwoMomenta"][1]),
+    }[transport]
+    optimizer = hvs.DistributedOptimizer(make(parameters, 0.5), transport=transport, abstain=abstain, hierarchical=True)
+    expected_of = simulation.Simulation(
+        [p.detach().numpy() for p in parameters], len(set(map(node_of, range(hvd.size())))), 0.5, rule, abstain=abstain
     )
     for step in range(4):
         everyone = [
@@ -66,12 +72,16 @@ def test_training_equals_the_simulation(node_of, transport, abstain):
             (p * torch.from_numpy(np.asarray(g))).sum() for p, g in zip(parameters, mine, strict=True) if g is not None
         ).backward()
         optimizer.step()
-        simulation.step(means_by_node(everyone, node_of))
-        for p, expected in zip(parameters, simulation.x, strict=True):
+        expected_of.step(means_by_node(everyone, node_of))
+        for p, expected in zip(parameters, expected_of.x, strict=True):
             np.testing.assert_array_equal(p.detach().numpy(), expected)
-    for p, expected in zip(parameters, simulation.workers.m[node_of(hvd.rank())], strict=True):
+    own, workers = isinstance(rule, simulation.Own), expected_of.workers
+    for i, p in enumerate(parameters):
         # Of the mean and not of the sum, of which the signs are the same.
-        np.testing.assert_allclose(optimizer.vote_state(p)["momentum_buffer"].numpy(), expected, rtol=1e-6)
+        state, node = optimizer.vote_state(p), node_of(hvd.rank())
+        found = [state["fast"], state["slow"]] if own else [state["momentum_buffer"]]
+        for each, expected in zip(found, workers.states[node][i] if own else [workers.m[node][i]], strict=True):
+            np.testing.assert_allclose(each, expected, rtol=1e-6)
 
 
 def test_16_bit_and_strided_gradients_are_averaged_in_float32(node_of):

@@ -10,7 +10,7 @@ from kernel_sets import KERNEL_SETS, use_kernels
 
 import horovod_sign.torch as hvs
 from horovod_sign import rules
-from horovod_sign.tensors import layout, planes
+from horovod_sign.tensors import ballots, layout, planes
 from horovod_sign.torch import compression, optimizers
 
 SHAPES = [(3, 5), (64,), (130,), ()]
@@ -158,7 +158,7 @@ def test_a_16_bit_step_is_rounded_once():
 
 def test_rules_say_what_is_voted_on_by_two_betas():
     """The oracle's, of an unlike pair (as Lion has): votes by one, keeps by the other."""
-    rule = rules.Rule(beta_vote=0.5, beta_state=0.75, warmup_steps=1)
+    rule = rules.Interpolation(beta_vote=0.5, beta_state=0.75, warmup_steps=1)
     workers = simulation.Workers([np.zeros(200)], 1, simulation.Rule(0.5, 0.75, 1))
     state, random = {}, np.random.default_rng(0)
     for step in range(6):
@@ -166,13 +166,13 @@ def test_rules_say_what_is_voted_on_by_two_betas():
         g[step] = math.inf
         warm = rules.warming_up(rule, state)
         assert warm == (step == 0)
-        voted = optimizers.sign(optimizers.local_ballot(rule, torch.tensor(g), state, warm))
+        voted = optimizers.sign(ballots.local_ballot(rule, torch.tensor(g), state, warm))
         np.testing.assert_array_equal(voted.numpy(), workers.votes([[g]])[0])
         np.testing.assert_allclose(state["momentum_buffer"].numpy(), workers.m[0][0], rtol=1e-6)
-    assert rules.signum(0.8, warmup=True) == rules.Rule(0.8, 0.8, 19)
-    assert rules.signum(0.8) == rules.Rule(0.8, 0.8, 0)
-    assert rules.signum() == rules.Rule(0.9, 0.9, 0)
-    assert rules.signsgd() == rules.Rule(0.0, None, 0)
+    assert rules.signum(0.8, warmup=True) == rules.Interpolation(0.8, 0.8, 19)
+    assert rules.signum(0.8) == rules.Interpolation(0.8, 0.8, 0)
+    assert rules.signum() == rules.Interpolation(0.9, 0.9, 0)
+    assert rules.signsgd() == rules.Interpolation(0.0, None, 0)
 
 
 def test_which_tensors_have_holes():

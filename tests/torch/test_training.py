@@ -3,11 +3,13 @@
 import horovod.torch as hvd
 import numpy as np
 import pytest
+import simulation
 import torch
 import torch_tasks as tasks
 from kernel_sets import KERNEL_SETS, use_kernels
 from mpi4py import MPI
 from ranks import process_sets
+from torch_rules import TwoMomenta
 
 import horovod_sign.torch as hvs
 
@@ -15,6 +17,7 @@ RANKS = (1, 2, 3)  # alone; even, where votes tie; odd, with process sets of som
 
 
 STEPS = 20
+RULES = {"SignSGD": simulation.SIGNSGD, "Signum": simulation.signum(0.9), "Lion": simulation.LION}
 
 
 def wrap(optimizer, net, **options):
@@ -24,24 +27,21 @@ def wrap(optimizer, net, **options):
 @pytest.mark.quick
 @pytest.mark.parametrize("transport", ["exchange", "counts"])
 @pytest.mark.parametrize("abstain", [True, False])
-@pytest.mark.parametrize("momentum", [None, 0.9])
-def test_twenty_steps_equal_the_simulation(momentum, abstain, transport):
+@pytest.mark.parametrize("kind", RULES)
+def test_twenty_steps_equal_the_simulation(kind, abstain, transport):
     net = tasks.model()
-    if momentum is None:
-        optimizer = hvs.SignSGD(net.parameters(), lr=0.01, weight_decay=0.1)
-    else:
-        optimizer = hvs.Signum(net.parameters(), lr=0.01, momentum=momentum, weight_decay=0.1)
+    optimizer = getattr(hvs, kind)(net.parameters(), lr=0.01, weight_decay=0.1)
     optimizer = wrap(optimizer, net, abstain=abstain, transport=transport, bucket_cap_mb=0.001)
-    simulation = tasks.Simulation(tasks.values(net), hvd.size(), 0.01, momentum, 0.1, abstain)
+    expected = simulation.Simulation(tasks.values(net), hvd.size(), 0.01, RULES[kind], 0.1, abstain)
     for step in range(STEPS):
         optimizer.zero_grad()
         tasks.backward(net, step)
         optimizer.step()
-        simulation.step(tasks.gradients_of_all_ranks(net))
-    tasks.assert_simulated(net, simulation)
+        expected.step(tasks.gradients_of_all_ranks(net))
+    tasks.assert_simulated(net, expected)
 
 
-@pytest.mark.parametrize("momentum", [None, 0.9])
+@pytest.mark.parametrize("momentum", [None, 0.9, "of a rule"])
 def test_stock_wrapper_gives_the_same_parameters(momentum):
     """Horovod's own DistributedOptimizer with our compression, and ours around the same optimizer, bit for bit."""
     if hvd.size() == 1:
@@ -67,6 +67,8 @@ def test_stock_wrapper_gives_the_same_parameters(momentum):
 
 
 def compression(momentum, **options):
+    if momentum == "of a rule":
+        return hvs.Compression.of(TwoMomenta(), **options)
     return hvs.Compression.signsgd() if momentum is None else hvs.Compression.signum(momentum, **options)
 
 
@@ -115,7 +117,7 @@ def test_all_kernels_train_alike(kind, dtype, abstain, monkeypatch):
             np.testing.assert_array_equal(values, native)
 
 
-@pytest.mark.parametrize("make", [hvs.SignSGD, hvs.Signum])
+@pytest.mark.parametrize("make", [hvs.SignSGD, hvs.Signum, hvs.Lion])
 def test_one_rank_steps_like_the_plain_optimizer(make):
     """On a process set of this rank alone, the vote is the rank's own, as in the plain optimizer."""
     with process_sets(hvd, *[[rank] for rank in range(hvd.size())]) as sets:

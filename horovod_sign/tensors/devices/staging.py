@@ -6,6 +6,7 @@
 The host waits for none of it: `packed` asks whether the bits are here.
 """
 
+import contextlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -79,6 +80,13 @@ class Staging:
     def arrived(self):
         """A gradient has been asked for, on the current stream."""
         self._sources.add(self._queue.source())
+
+    @contextlib.contextmanager
+    def working(self):
+        """Inside, what is asked for comes after the gradients that have arrived, and before `pack`."""
+        with self._queue.here():
+            self._queue.join(self._sources)
+            yield
 
     def pack(self, dtype: str, tensors: Tensors, gradients, momenta, betas, warm: bool, one_bit: bool):
         """Asks for the ballot of gradients of one dtype; momenta are updated, if there are any."""
