@@ -62,7 +62,7 @@ class SignCompressor:
 
     def compress(self, tensor: tf.Tensor):
         """The fields of this rank's ballot, as int64 words, and what `decompress` needs."""
-        if self.rule.has_momentum:
+        if self.rule.states:
             raise ValueError(_NO_MOMENTUM)
         require_horovod()
         tensor = tf.convert_to_tensor(tensor)

@@ -155,7 +155,7 @@ class _TapeMemory:
         self._process_set = process_set
         self.election = Election(rule, process_set, abstain, transport, former and former.election)
         self._momentum = None
-        if rule.has_momentum:
+        if rule.states:
             shapes, kept = [v.shape for v in coordinates], former and former._momentum
             self._momentum = OwnMomentum(rule, shapes) if former is None else kept.of_others(rule, shapes, places)
         self._sums = Sums(coordinates) if passes > 1 else None
@@ -207,7 +207,7 @@ class _TapeMemory:
 def _remembered(compression, variables, gradients, options) -> _TapeMemory:
     """The memory of these variables in `compression`, made at first use; it goes when a variable goes."""
     own = all(isinstance(v, tf.Variable) for v in variables)
-    if compression.rule.has_momentum and not own:
+    if compression.rule.states and not own:
         raise ValueError("Compression.signum() keeps a momentum for each variable: take gradients by variables only")
     coordinates = [_coordinates(v, g) for v, g in zip(variables, gradients, strict=True)]
     labels = [getattr(v, "name", f"number {i}") if own else f"number {i}" for i, v in enumerate(variables)]

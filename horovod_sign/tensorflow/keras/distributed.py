@@ -261,7 +261,7 @@ class _Step:
             heard: whether those of any rank do.
         """
         steps = self._inner.gradient_accumulation_steps
-        if scale is not None and (steps or self._rule.has_momentum):
+        if scale is not None and (steps or self._rule.states):
             grads = [None if g is None else _widen(g) / tf.cast(scale, _widen(g).dtype) for g in grads]
         if not steps:
             return self._elect(grads, variables, coordinates, labels, abstaining)
@@ -288,7 +288,7 @@ class _Step:
         return self.election.vote(grads, coordinates, labels, self._momentum(variables), abstaining)
 
     def _momentum(self, variables):
-        if not self._rule.has_momentum:
+        if not self._rule.states:
             return None
         if isinstance(self._inner, SignOptimizer):
             return self._inner.momentum_of(variables)
@@ -304,7 +304,7 @@ class _Step:
 
     def momenta(self) -> tuple[list[tf.Variable], list[tf.Variable], Callable | None]:
         """This rank's own momenta, the counters kept beside them, and what says how many votes they have seen."""
-        if not self._rule.has_momentum:
+        if not self._rule.states:
             return [], [], None
         if isinstance(self._inner, SignOptimizer):
             slots = self._inner.momentum_of(self._inner._trainable_variables).slots
