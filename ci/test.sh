@@ -9,7 +9,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 ci/setup.sh
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-both_cores=(-n 3)  # one more than cores, since ranks also wait: for each other, for time limits, for Gloo
+both_cores=(-n 4)  # more than cores, since ranks also wait: for each other, for time limits, for Gloo
 case "${1:-}" in
     "") everything=yes; set -- "${both_cores[@]}" --durations=20 ;;
     --quick) set -- "${both_cores[@]}" "$@" ;;

@@ -31,6 +31,9 @@ def pytest_addoption(parser):
         "--quick", action="store_true", help="only what a change most often breaks: core/, and what is marked quick"
     )
     parser.addoption(
+        "--processor", action="store_true", help="say in the end how much time of processor launches and tests took"
+    )
+    parser.addoption(
         "--mpirun",
         type=shlex.split,
         default=[],
@@ -61,6 +64,11 @@ def pytest_configure(config):
             from launches.quick import QuickPlugin
 
             config.pluginmanager.register(QuickPlugin())
+        if config.getoption("processor"):
+            from launches.processor import ProcessorPlugin
+            from launches.sharing import group_of
+
+            config.pluginmanager.register(ProcessorPlugin(group_of))
     config.pluginmanager.register(plugin, "launches")
 
 

@@ -1,7 +1,10 @@
 """For the tests of Keras on ranks."""
 
-import keras
+import imports
 import pytest
+
+imports.import_keras()
+import keras  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

@@ -117,9 +117,10 @@ def test_bytes_are_those_of_the_transports():
 
 def test_accumulated_steps_are_one_vote():
     optimizer = hvs.DistributedOptimizer(hvs.SignSGD(1.0), backward_passes_per_step=2)
-    x = variables()
+    x, tensors = variables(), [tf.constant(g) for g in gradients(RANK, edges=False)]
+    apply = tf.function(lambda: optimizer.apply(tensors, x))
     for number in range(5):
-        step(optimizer, x, gradients(RANK, edges=False))
+        apply()
         assert optimizer.vote_statistics().step == (number + 1) // 2
 
 

@@ -8,12 +8,15 @@ import sys
 import time
 from pathlib import Path
 
-import horovod.tensorflow as hvd
-import keras
-import numpy as np
+import imports
 
-import horovod_sign.tensorflow.keras as hvs
-from horovod_sign.tensorflow.keras.momenta import Momenta
+imports.import_keras()
+import horovod.tensorflow as hvd  # noqa: E402
+import keras  # noqa: E402
+import numpy as np  # noqa: E402
+
+import horovod_sign.tensorflow.keras as hvs  # noqa: E402
+from horovod_sign.tensorflow.keras.momenta import Momenta  # noqa: E402
 
 folder, kind, host = Path(sys.argv[1]), sys.argv[2], os.environ["HOROVOD_HOSTNAME"]
 late = (folder / "died").exists()

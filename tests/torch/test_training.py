@@ -92,6 +92,7 @@ def test_stepping_from_bits_equals_stepping_from_votes(dtype, warmup):
         np.testing.assert_array_equal(left, right)
 
 
+@pytest.mark.ranks(2)  # where votes tie; how many ranks there are is no affair of the kernels
 @pytest.mark.parametrize("abstain", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("kind", ["SignSGD", "Signum", "Adam"])
@@ -107,7 +108,7 @@ def test_all_kernels_train_alike(kind, dtype, abstain, monkeypatch):
         else:
             plain, options = hvs.Signum(net.parameters(), 0.01, 0.5, 0.1, warmup=True), {}
         optimizer = wrap(plain, net, abstain=abstain, **options)
-        for step in range(5):
+        for step in range(3):  # the second is the first after Signum's warm-up
             optimizer.zero_grad()
             tasks.backward(net, step, dtype)
             optimizer.step()

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from launches.launch import Key, Launch
+from launches.processor import seconds, spent
 
 LIMIT = 60  # seconds for one test, unless it is marked with another limit
 FRAMEWORKS = {"torch": "torch", "tensorflow": "tensorflow", "keras": "tensorflow"}
@@ -61,7 +62,9 @@ class ParentPlugin:
         weights = Counter(keys[id(item)][:2] for item in launched)
         launched.sort(key=lambda item: _order(keys[id(item)], weights))
         others = [item for item in items if not keys[id(item)]]
-        others.sort(key=lambda item: item.get_closest_marker("asleep") is None)
+        # Programs that wait for each other before what is short, so that no process is left with them in the end.
+        folder = {id(item): item.path.relative_to(TESTS).parts[0] for item in others}
+        others.sort(key=lambda item: (item.get_closest_marker("asleep") is None, folder[id(item)] != "launch"))
         asleep = sum(item.get_closest_marker("asleep") is not None for item in others)
         items[:] = others[:asleep] + launched + others[asleep:]
 
@@ -70,14 +73,22 @@ class ParentPlugin:
         key = key_of(item)
         if key is None:
             self._close()
+            self._before = seconds()
             return None
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
         for report in self._reports(item, key, nextitem):
+            report.user_properties = self._spent
             item.ihook.pytest_runtest_logreport(report=report)
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
         if nextitem is None or key_of(nextitem) != key:
             self._close()
         return True
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_runtest_makereport(self, item, call):
+        outcome = yield
+        if call.when == "teardown":
+            outcome.get_result().user_properties = spent(seconds() - self._before)
 
     def pytest_unconfigure(self):
         self._close()
@@ -86,7 +97,11 @@ class ParentPlugin:
         mark = item.get_closest_marker("limit")
         following = nextitem.nodeid if nextitem is not None and key_of(nextitem) == key else None
         limit = mark.args[0] if mark else LIMIT
-        answer = self._launch_for(key, item).run(item.nodeid, following, limit)
+        before = self._launch
+        launch = self._launch_for(key, item)
+        begun = 0.0 if launch is before else launch.processor
+        answer = launch.run(item.nodeid, following, limit)
+        self._spent = spent(answer.processor, begun)
         return list(combine(item, key, answer))
 
     def _launch_for(self, key, item) -> Launch:

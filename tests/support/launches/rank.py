@@ -10,8 +10,11 @@ import signal
 import socket
 import threading
 
+import imports
 import pytest
 from ranks import RANK, SIZE
+
+from launches.processor import seconds
 
 
 class RankPlugin:
@@ -46,13 +49,14 @@ class RankPlugin:
         items = {item.nodeid: item for item in session.items}
         orders = queue.SimpleQueue()
         threading.Thread(target=self._listen, args=(orders,), daemon=True).start()
-        self._send({"ready": True})
+        self._send({"ready": True, "processor": seconds()})
         while (order := orders.get()) is not None:
             item, following = (items.get(nodeid) for nodeid in order)
             if item is None:
                 raise session.Failed(f"rank {RANK} has no test {order[0]}: tests must not depend on the rank")
+            before = seconds()
             self._config.hook.pytest_runtest_protocol(item=item, nextitem=following)
-            self._send({"done": True})
+            self._send({"done": True, "processor": seconds() - before})
         return True
 
     def pytest_runtest_logreport(self, report):
@@ -76,4 +80,6 @@ def initialise(framework: str):
     if framework in ("torch", "tensorflow"):
         from mpi4py import MPI  # noqa: F401 - before Horovod, which else finalizes MPI in its shutdown
 
+        if framework == "tensorflow":
+            imports.import_keras()  # as horovod.tensorflow does
         importlib.import_module(f"horovod.{framework}").init(process_sets="dynamic")
