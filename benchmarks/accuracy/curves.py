@@ -1,0 +1,94 @@
+"""Accuracy by step of each method: its learning rate tuned over a grid with one seed, then further seeds."""
+
+import time
+from pathlib import Path
+
+import torch
+from progress import Progress
+
+from benchmarks.accuracy import records, simulated
+from benchmarks.accuracy.task import Task
+
+GOAL = 0.85
+FACTOR = 3  # from one learning rate of a grid to the next
+GRIDS = {"float32": 1, "float16": 1, "powersgd_1": 1, "powersgd_4": 1}  # the middle one is 0.1; of votes 0.0003
+EVERY = 13  # steps between evaluations
+
+
+def grid(method: str) -> list[float]:
+    """Three learning rates, a factor of about 3 apart."""
+    return [0.03, 0.1, 0.3] if method in GRIDS else [1e-4, 3e-4, 1e-3]
+
+
+def beyond(rates: list[float], best: float) -> float | None:
+    """The next learning rate, where the best of those tried is at an end."""
+    low, high = min(rates), max(rates)
+    wanted = low / (10 / FACTOR if _leading(low) == 1 else FACTOR) if best == low else None
+    if best == high:
+        wanted = high * (FACTOR if _leading(high) == 1 else 10 / FACTOR)
+    return float(f"{wanted:.1g}") if wanted else None
+
+
+def _leading(x: float) -> int:
+    return int(f"{x:e}"[0])
+
+
+def steps_to_goal(curve: list[list[float]], goal: float = GOAL) -> float | None:
+    """Where the straight line between evaluations first reaches the goal; None: it does not."""
+    before = (0, 0.1)
+    for step, accuracy in curve:
+        if accuracy >= goal:
+            return before[0] + (step - before[0]) * (goal - before[1]) / (accuracy - before[1])
+        before = (step, accuracy)
+    return None
+
+
+def rank(line: dict, goal: float = GOAL):
+    """What makes a run better than another: the goal in fewer steps, or else a higher accuracy at the end."""
+    steps = steps_to_goal(line["curve"], goal)
+    return (steps is None, steps or 0.0, -line["final"])
+
+
+def best(lines: list[dict], goal: float = GOAL) -> dict:
+    """The best of the runs of a grid."""
+    return min(lines, key=lambda line: rank(line, goal))
+
+
+def measure(out: Path, methods: list[str], seeds: int, task: Task, every: int = EVERY, goal: float = GOAL):
+    """Runs what is not in the file yet."""
+    torch.set_num_threads(1)
+    for method in methods:
+        rates = grid(method)
+        for lr in rates:
+            _once(out, task, method, lr, 0, every)
+        while (further := beyond(rates, (chosen := _chosen(out, task, method, goal))["lr"])) and len(rates) < 6:
+            rates.append(further)
+            _once(out, task, method, further, 0, every)
+        for seed in range(1, seeds):
+            _once(out, task, method, chosen["lr"], seed, every)
+
+
+def runs(lines: list[dict], method: str, steps: int, hidden: int) -> list[dict]:
+    """The lines of one method at one size."""
+    return records.find(lines, kind="curve", method=method, steps=steps, hidden=hidden)
+
+
+def _chosen(out, task, method, goal):
+    return best(records.find(runs(records.read(out), method, task.steps, task.hidden), seed=0), goal)
+
+
+def _once(out: Path, task: Task, method: str, lr: float, seed: int, every: int):
+    if records.find(runs(records.read(out), method, task.steps, task.hidden), lr=lr, seed=seed):
+        return
+    start = time.process_time()
+    with Progress(label=f"{method}, rate {lr:g}, seed {seed}", total=task.steps) as progress:
+        model, curve = simulated.train(task, method, lr, seed, every, progress.update)
+    run = {"kind": "curve", "method": method, "lr": lr, "seed": seed, "steps": task.steps, "hidden": task.hidden}
+    run |= {"final": task.accuracy(model, all_images=True), "curve": curve, "data": task.name}
+    records.append(out, {**run, "processor_seconds": round(time.process_time() - start, 1), **records.about()})
+    reached = steps_to_goal(curve)
+    print(
+        f"{method:16} rate {lr:<7g} seed {seed}  {100 * run['final']:.2f} % at the end, "
+        f"{GOAL:.0%} {'not reached' if reached is None else f'after {reached:.0f} steps'}",
+        flush=True,
+    )
