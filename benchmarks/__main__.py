@@ -9,6 +9,7 @@ NAMES = {
     "step": "a training step of a ResNet-50-sized model, ways side by side (mpirun)",
     "adapters": "a vote and a step by the PyTorch and by the TensorFlow adapter (mpirun)",
     "gpu": "kernels and training steps on a GPU (see --help)",
+    "accuracy": "time to a test accuracy, votes beside float16, DDP and PowerSGD (see --help)",
     "plot": "draws what vote and step measured (one process)",
     "scale": "fits a cost model to what vote and step measured, and predicts thousands of ranks (one process)",
 }

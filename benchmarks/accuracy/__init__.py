@@ -1,1 +1,82 @@
-"""Time to accuracy."""
+"""Time to accuracy: how long a training takes to a test accuracy of 85 %, by each way to share gradients.
+
+python -m benchmarks accuracy curves                  accuracy by step, four workers in this process; tunes rates
+mpirun -np 4 python -m benchmarks accuracy seconds    seconds by step, on these ranks (--rate says what links they have)
+mpirun -np 4 python -m benchmarks accuracy whole      whole trainings until the goal, at the tuned learning rates
+python -m benchmarks accuracy report                  both combined: tables, curves over seconds, where votes win
+
+All in one folder (--out). sudo benchmarks/accuracy/run.sh does seconds, whole and report on four hosts that it makes.
+"""
+
+import argparse
+from pathlib import Path
+
+from benchmarks.accuracy.task import HIDDEN
+
+OUT = Path(__file__).resolve().parents[2] / "build" / "accuracy"
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="python -m benchmarks accuracy"
+    )
+    parser.add_argument("part", choices=PARTS, help="what to do")
+    parser.add_argument("--out", type=Path, default=OUT, help=f"folder of results; default: {OUT}")
+    parser.add_argument("--methods", nargs="+", help="some of them; default: all")
+    parser.add_argument("--seeds", type=int, default=3, help="of curves; default: 3")
+    parser.add_argument("--rate", default="shared memory", help="what the links are shaped to, for the record")
+    parser.add_argument("--rounds", type=int, default=5, help="of which medians are taken; default: 5")
+    parser.add_argument("--data-dir", help="folder with the four *-ubyte.gz files; default: as in the examples")
+    parser.add_argument("--steps", type=int, help="of a training; default: one pass over all images")
+    parser.add_argument("--hidden", type=int, default=HIDDEN, help=f"width of the hidden layers; default: {HIDDEN}")
+    parser.add_argument("--every", type=int, default=13, help="steps between evaluations; default: 13")
+    PARTS[(args := parser.parse_args(arguments)).part](args)
+
+
+def _task(args, **options):
+    from benchmarks.accuracy.task import Task
+
+    return Task(args.data_dir, args.hidden, args.steps, **options)
+
+
+def _curves(args):
+    from benchmarks.accuracy import curves, simulated
+
+    curves.measure(
+        args.out / "curves.jsonl", args.methods or list(simulated.METHODS), args.seeds, _task(args), args.every
+    )
+
+
+def _seconds(args):
+    import horovod.torch as hvd
+
+    from benchmarks.accuracy import real, seconds
+
+    hvd.init()
+    task = _task(args, workers=hvd.size())
+    seconds.measure(args.out / "seconds.jsonl", args.rate, args.methods or list(real.METHODS), args.rounds, task)
+
+
+def _whole(args):
+    import horovod.torch as hvd
+
+    from benchmarks.accuracy import curves, real, records, seconds
+
+    hvd.init()
+    lines, task, rates = records.read(args.out / "curves.jsonl"), _task(args, workers=hvd.size()), {}
+    for method in args.methods or real.METHODS:
+        found = curves.runs(lines, real.SIMULATED.get(method, method), task.steps, task.hidden)
+        if found := records.find(found, seed=0):
+            rates[method] = curves.best(found)["lr"]
+    if not rates:
+        raise SystemExit(f"no learning rates in {args.out}: run `python -m benchmarks accuracy curves` first")
+    seconds.whole(args.out / "whole.jsonl", args.rate, rates, 0, args.every, task)
+
+
+def _report(args):
+    from benchmarks.accuracy import report
+
+    report.main(args.out, _task(args).steps, args.hidden)
+
+
+PARTS = {"curves": _curves, "seconds": _seconds, "whole": _whole, "report": _report}

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook as powersgd
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.accuracy.task import MOMENTUM, WORKERS, Task
+from benchmarks.accuracy.task import MOMENTUM, Task
 from horovod_sign import algebra
 
 POWERSGD_FROM = 2  # the first step that PyTorch's hook can compress; those before are float32
@@ -24,10 +24,10 @@ POWERSGD_FROM = 2  # the first step that PyTorch's hook can compress; those befo
 class _Mean:
     """SGD with momentum on the mean gradient."""
 
-    def __init__(self, model, lr):
+    def __init__(self, model):
         self.network = model
         self.parameters = list(model.parameters())
-        self.optimizer = torch.optim.SGD(self.parameters, lr, MOMENTUM)
+        self.optimizer = torch.optim.SGD(self.parameters, 0.1, MOMENTUM)
 
     def step(self, task: Task, order, step: int, lr: float):
         self.optimizer.zero_grad(set_to_none=False)
@@ -44,19 +44,19 @@ class _Half(_Mean):
 
     def gradients(self, task, order, step):
         total = [torch.zeros_like(p, dtype=torch.float16) for p in self.parameters]
-        for worker in range(WORKERS):
+        for worker in range(task.workers):
             mine = torch.autograd.grad(task.loss(self.network, order, step, worker), self.parameters)
             for into, gradient in zip(total, mine, strict=True):
                 into += gradient.half()
         for p, gradient in zip(self.parameters, total, strict=True):
-            p.grad = (gradient / WORKERS).float()
+            p.grad = (gradient / task.workers).float()
 
 
 class _PowerSGD(_Mean):
     """The same, on what PyTorch's hook makes of the gradient."""
 
-    def __init__(self, model, lr, rank):
-        super().__init__(model, lr)
+    def __init__(self, model, rank):
+        super().__init__(model)
         self.network = DistributedDataParallel(model, bucket_cap_mb=1000)
         self.network.register_comm_hook(powersgd_state(rank), powersgd.powerSGD_hook)
 
@@ -64,14 +64,14 @@ class _PowerSGD(_Mean):
 class _Vote:
     """SignSGD (momentum 0) or Signum, by the vote of all workers."""
 
-    def __init__(self, model, lr, momentum, abstain=True):
+    def __init__(self, model, workers, momentum, abstain=True):
         self.network, self.momentum, self.abstain = model, momentum, abstain
         self.parameters = list(model.parameters())
         n = sum(p.numel() for p in self.parameters)
-        self.momenta = [torch.zeros(n) for _ in range(WORKERS)] if momentum else None
+        self.momenta = [torch.zeros(n) for _ in range(workers)] if momentum else None
 
     def step(self, task: Task, order, step: int, lr: float):
-        ballots = [self._ballot(task.loss(self.network, order, step, worker), worker) for worker in range(WORKERS)]
+        ballots = [self._ballot(task.loss(self.network, order, step, worker), worker) for worker in range(task.workers)]
         sign, nonzero = algebra.tally([b[0] for b in ballots], [b[1] for b in ballots], one_bit=not self.abstain)
         n = sum(p.numel() for p in self.parameters)
         votes = torch.from_numpy(algebra.unpack_votes(sign, nonzero, n))
@@ -87,14 +87,14 @@ class _Vote:
 
 
 METHODS = {
-    "float32": _Mean,
-    "float16": _Half,
-    "powersgd_1": lambda model, lr: _PowerSGD(model, lr, 1),
-    "powersgd_4": lambda model, lr: _PowerSGD(model, lr, 4),
-    "signsgd": lambda model, lr: _Vote(model, lr, 0.0),
-    "signum": lambda model, lr: _Vote(model, lr, MOMENTUM),
-    "signsgd_one_bit": lambda model, lr: _Vote(model, lr, 0.0, abstain=False),
-    "signum_one_bit": lambda model, lr: _Vote(model, lr, MOMENTUM, abstain=False),
+    "float32": lambda model, workers: _Mean(model),
+    "float16": lambda model, workers: _Half(model),
+    "powersgd_1": lambda model, workers: _PowerSGD(model, 1),
+    "powersgd_4": lambda model, workers: _PowerSGD(model, 4),
+    "signsgd": lambda model, workers: _Vote(model, workers, 0.0),
+    "signum": lambda model, workers: _Vote(model, workers, MOMENTUM),
+    "signsgd_one_bit": lambda model, workers: _Vote(model, workers, 0.0, abstain=False),
+    "signum_one_bit": lambda model, workers: _Vote(model, workers, MOMENTUM, abstain=False),
 }
 
 
@@ -102,7 +102,7 @@ def train(task: Task, method: str, lr: float, seed: int, every: int, stepped=lam
     """A training. Returns the network, and [step, accuracy] every so many steps, and at the end."""
     model = task.model(seed)
     with process_group() if "powersgd" in method else contextlib.nullcontext():
-        workers, order, curve = METHODS[method](model, lr), task.order(seed), []
+        workers, order, curve = METHODS[method](model, task.workers), task.order(seed), []
         for step in range(task.steps):
             workers.step(task, order, step, task.lr(lr, step))
             if (step + 1) % every == 0 or step + 1 == task.steps:

@@ -22,17 +22,18 @@ class Task:
         steps: of a training; default: one pass over all images.
         batch: images of one worker in a step.
         test_images: of which the accuracy is taken on the way; at the end it is taken of all.
+        workers: how many share a step.
     """
 
-    def __init__(self, data_dir=None, hidden=HIDDEN, steps=None, batch=BATCH, test_images=2500):
+    def __init__(self, data_dir=None, hidden=HIDDEN, steps=None, batch=BATCH, test_images=2500, workers=WORKERS):
         images = data.load(data_dir)
-        self.name, self.hidden, self.batch = images.name, hidden, batch
+        self.name, self.hidden, self.batch, self.workers = images.name, hidden, batch, workers
         mean, deviation = images.train_x.mean(), images.train_x.std()
         self._train_x, self._test_x = (
             torch.from_numpy((x - mean) / deviation).flatten(1) for x in (images.train_x, images.test_x)
         )
         self._train_y, self._test_y = torch.from_numpy(images.train_y), torch.from_numpy(images.test_y)
-        self._pass = len(self._train_x) // (batch * WORKERS)
+        self._pass = len(self._train_x) // (batch * workers)
         self.steps = steps or self._pass
         self._some = slice(0, test_images)
 
@@ -53,12 +54,12 @@ class Task:
         random = np.random.default_rng(seed)
         passes = -(-self.steps // self._pass)
         return np.concatenate(
-            [random.permutation(len(self._train_x))[: self._pass * self.batch * WORKERS] for _ in range(passes)]
+            [random.permutation(len(self._train_x))[: self._pass * self.batch * self.workers] for _ in range(passes)]
         )
 
     def loss(self, model, order: np.ndarray, step: int, worker: int | None = None) -> torch.Tensor:
         """The loss on one worker's images of a step, or on those of all."""
-        of_step = order[step * WORKERS * self.batch :][: WORKERS * self.batch]
+        of_step = order[step * self.workers * self.batch :][: self.workers * self.batch]
         chosen = of_step if worker is None else of_step[worker * self.batch :][: self.batch]
         return F.cross_entropy(model(self._train_x[chosen]), self._train_y[chosen])
 

@@ -1,0 +1,209 @@
+"""Accuracy by step and seconds by step combined: tables, accuracy over seconds, and where votes win and lose."""
+
+import statistics
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+
+from benchmarks.accuracy import curves, records
+from benchmarks.accuracy.curves import GOAL
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+BASE = "float16"
+UNCOMPRESSED = 2  # steps of PowerSGD before it compresses: see simulated.POWERSGD_FROM
+NAMES = {
+    "float32": "Horovod, float32",
+    "float16": "Horovod, float16",
+    "ddp_float16": "DDP, float16",
+    "powersgd_1": "DDP, PowerSGD rank 1",
+    "powersgd_4": "DDP, PowerSGD rank 4",
+    "signsgd": "SignSGD",
+    "signum": "Signum",
+    "signsgd_one_bit": "SignSGD, one bit",
+    "signum_one_bit": "Signum, one bit",
+}
+CURVE_OF = {"ddp_float16": "float16"}
+COLOURS = {
+    "float32": "#767676",
+    "float16": "#222222",
+    "ddp_float16": "#a06a00",
+    "powersgd_1": "#7aa974",
+    "powersgd_4": "#2e7d32",
+    "signsgd": "#90b8e0",
+    "signum": "#c2185b",
+    "signsgd_one_bit": "#2a6f97",
+    "signum_one_bit": "#e58bb0",
+}
+LINKS = {"100mbit": "0.1 Gbit/s", "1gbit": "1 Gbit/s", "10gbit": "10 Gbit/s", "shared memory": "shared memory"}
+
+
+class Method(NamedTuple):
+    """One method's runs at its best learning rate, and its steps on each kind of link.
+
+    Attributes:
+        lr: the best of `grid`.
+        grid: learning rates that were tried with seed 0, with the steps each took to the goal (None: not reached).
+        runs: a line for each seed.
+        steps: a line of seconds.jsonl for each rate, the latest.
+    """
+
+    lr: float
+    grid: dict[float, float | None]
+    runs: list[dict]
+    steps: dict[str, dict]
+
+    def seconds(self, step: float, rate: str, first_ms: float) -> float:
+        """What the first `step` steps take; the first ones of PowerSGD take `first_ms` each."""
+        first = min(step, UNCOMPRESSED) if self.runs[0]["method"].startswith("powersgd") else 0
+        return 1e-3 * (first * first_ms + (step - first) * self.steps[rate]["ms"])
+
+
+def collect(out: Path, steps: int, hidden: int) -> dict[str, Method]:
+    """All methods of which there is both."""
+    lines, timed = records.read(out / "curves.jsonl"), records.read(out / "seconds.jsonl")
+    found = {}
+    for name in NAMES:
+        runs = curves.runs(lines, CURVE_OF.get(name, name), steps, hidden)
+        tuning = records.find(runs, seed=0)
+        of_method = {line["rate"]: line for line in records.find(timed, method=name, hidden=hidden)}
+        if tuning and of_method:
+            lr = curves.best(tuning)["lr"]
+            grid = {line["lr"]: curves.steps_to_goal(line["curve"]) for line in sorted(tuning, key=lambda r: r["lr"])}
+            found[name] = Method(lr, grid, records.find(runs, lr=lr), of_method)
+    return found
+
+
+def to_goal(methods: dict[str, Method], name: str, rate: str, goal: float = GOAL) -> list[float]:
+    """Seconds that each seed takes to the goal, infinite if it does not get there, in ascending order."""
+    method, first = methods[name], _first_ms(methods, rate)
+    reached = [curves.steps_to_goal(run["curve"], goal) for run in method.runs]
+    return sorted(method.seconds(step, rate, first) if step else float("inf") for step in reached)
+
+
+def _first_ms(methods, rate):
+    of = methods["float32"] if "float32" in methods else next(iter(methods.values()))
+    return of.steps[rate]["ms"]
+
+
+def rates_of(methods: dict[str, Method]) -> list[str]:
+    """Those at which every method was timed, slowest first."""
+    return [rate for rate in LINKS if all(rate in method.steps for method in methods.values())]
+
+
+def curve_table(methods: dict[str, Method]) -> str:
+    """Of each method its learning rate, steps to the goal, and accuracy at the end."""
+    rows = [["method", "learning rate, of those tried", f"steps to {GOAL:.0%}", "accuracy at the end, all test images"]]
+    for name, method in methods.items():
+        reached = [curves.steps_to_goal(run["curve"]) for run in method.runs]
+        final = [100 * run["final"] for run in method.runs]
+        tried = ", ".join(f"**{lr:g}**" if lr == method.lr else f"{lr:g}" for lr in method.grid)
+        steps = ", ".join(f"{each:.0f}" if each else "not reached" for each in reached)
+        rows.append(
+            [NAMES[name], tried, steps, f"{statistics.mean(final):.2f} % ({min(final):.2f} to {max(final):.2f})"]
+        )
+    return _markdown(rows)
+
+
+def time_table(methods: dict[str, Method]) -> str:
+    """Of each method and rate: milliseconds of a step, seconds to the goal, and how many times as fast as float16."""
+    rates = rates_of(methods)
+    sent = next((rate for rate in rates if methods[next(iter(methods))].steps[rate]["bytes"]), None)
+    rows = [
+        [
+            "method",
+            "MB sent by a host in a step",
+            *(f"{LINKS[rate]}: ms a step; seconds to {GOAL:.0%}" for rate in rates),
+        ]
+    ]
+    for name, method in methods.items():
+        cells = [f"{method.steps[sent]['bytes'] / 1e6:.2f}" if sent else ""]
+        for rate in rates:
+            seconds = to_goal(methods, name, rate)
+            spread = f"{statistics.median(seconds):.1f} ({seconds[0]:.1f} to {seconds[-1]:.1f})"
+            cells.append(f"{method.steps[rate]['ms']:,.0f}; {spread}")
+        rows.append([NAMES[name], *cells])
+    return _markdown(rows)
+
+
+def whole_table(out: Path, methods: dict[str, Method]) -> str:
+    """Whole trainings beside what was combined."""
+    rows = [["method", "link", f"whole training, seconds to {GOAL:.0%}", "combined, the same seed", "ratio"]]
+    for line in records.read(out / "whole.jsonl"):
+        name, rate = line["method"], line["rate"]
+        if name not in methods or rate not in methods[name].steps or line["curve"][-1][2] < GOAL:
+            continue
+        # Both at the first evaluation that reached it: the training ended there.
+        step, seconds, _ = line["curve"][-1]
+        run = records.find(methods[name].runs, seed=line["seed"])[0]
+        then = next((s for s, accuracy in run["curve"] if accuracy >= GOAL), None)
+        expected = methods[name].seconds(then, rate, _first_ms(methods, rate)) if then else float("nan")
+        cells = [f"{seconds:.1f} ({step} steps)", f"{expected:.1f} ({then} steps)", f"{seconds / expected:.2f}"]
+        rows.append([NAMES[name], LINKS.get(rate, rate), *cells])
+    return _markdown(rows) if len(rows) > 1 else ""
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+
+
+def draw_curves(methods: dict[str, Method], path: Path):
+    """Accuracy over seconds, the mean of the seeds, one panel for each kind of link."""
+    rates = rates_of(methods)
+    figure, axes = plt.subplots(
+        1, len(rates), figsize=(4 * len(rates), 4.2), sharey=True, layout="constrained", squeeze=False
+    )
+    for axis, rate in zip(axes[0], rates, strict=True):
+        for name, method in methods.items():
+            steps = [step for step, _ in method.runs[0]["curve"]]
+            accuracy = 100 * np.mean([[a for _, a in run["curve"]] for run in method.runs], axis=0)
+            seconds = [method.seconds(step, rate, _first_ms(methods, rate)) for step in steps]
+            style = "--" if name in CURVE_OF else "-"
+            axis.plot(seconds, accuracy, style, color=COLOURS[name], lw=1.8, label=NAMES[name])
+        axis.axhline(100 * GOAL, color="#bbbbbb", lw=0.8, ls=":", zorder=0)
+        axis.set(xscale="log", xlabel="seconds of training", title=LINKS[rate], ylim=(60, 89))
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0][0].set_ylabel("test accuracy, %")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def draw_map(methods: dict[str, Method], path: Path):
+    """Methods by rates: how many times as fast as float16 to the goal."""
+    rates = rates_of(methods)
+    base = {rate: statistics.median(to_goal(methods, BASE, rate)) for rate in rates}
+    ratios = np.array([[base[r] / statistics.median(to_goal(methods, m, r)) for r in rates] for m in methods])
+    figure, axis = plt.subplots(figsize=(2.2 + 1.7 * len(rates), 0.55 * len(methods) + 1.6), layout="constrained")
+    axis.imshow(np.clip(np.log2(np.maximum(ratios, 1e-9)), -3, 3), cmap="RdBu", vmin=-3.5, vmax=3.5, aspect="auto")
+    for row, name in enumerate(methods):
+        for column, rate in enumerate(rates):
+            seconds = statistics.median(to_goal(methods, name, rate))
+            text = f"{ratios[row, column]:.2g} x   {seconds:.3g} s" if np.isfinite(seconds) else "not reached"
+            strong = abs(np.log2(max(ratios[row, column], 1e-9))) > 2
+            axis.text(column, row, text, ha="center", va="center", fontsize=9, color="white" if strong else "black")
+    axis.set_xticks(range(len(rates)), [LINKS[rate] for rate in rates])
+    axis.set_yticks(range(len(methods)), [NAMES[name] for name in methods])
+    axis.set_title(
+        f"To {GOAL:.0%}: times as fast as Horovod's float16 (blue: faster, red: slower), and seconds", fontsize=9
+    )
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def main(out: Path, steps: int, hidden: int):
+    methods = collect(out, steps, hidden)
+    if BASE not in methods:
+        raise SystemExit(f"{out} lacks curves or seconds of {BASE}: run `curves` and `seconds` first")
+    pictures = [out / "time-to-accuracy.png", out / "where-votes-win.png"]
+    draw_curves(methods, pictures[0])
+    draw_map(methods, pictures[1])
+    text = "\n\n".join(filter(None, [curve_table(methods), time_table(methods), whole_table(out, methods)]))
+    (out / "tables.md").write_text(text + "\n")
+    print(text, *pictures, sep="\n")

@@ -1,0 +1,92 @@
+"""Seconds by step of each method on real ranks: they hang on the network, and not on learning rate or seed."""
+
+import math
+import time
+from pathlib import Path
+
+import torch
+from mpi4py import MPI
+from progress import Progress
+
+from benchmarks.accuracy import real, records
+from benchmarks.accuracy.curves import GOAL
+from benchmarks.accuracy.task import Task
+from benchmarks.measuring import link_bytes, record
+
+WARM = 4  # steps; PowerSGD compresses from the third on
+LEAST, MOST, ABOUT = 2, 10, 0.4  # steps, and seconds, that are timed at once
+
+
+def measure(out: Path, rate: str, methods: list[str], rounds: int, task: Task):
+    """Times some steps of each method in each round, so that what disturbs the machine disturbs them all alike.
+
+    A shaped link lets a megabyte through at once, so a step that is not timed comes before those that are.
+    """
+    torch.set_num_threads(1)
+    with real.process_group():
+        trainings = {method: real.Ranks(task, method, _lr(method)) for method in methods}
+        counts = {method: _count(training) for method, training in trainings.items()}
+        results: dict[str, list[dict]] = {method: [] for method in methods}
+        for _ in Progress(range(rounds), f"steps at {rate}", unit="round", shown=MPI.COMM_WORLD.rank == 0):
+            for method, training in trainings.items():
+                results[method].append(_timed(training, counts[method]))
+    if MPI.COMM_WORLD.rank == 0:
+        about = records.about()
+        for method, found in results.items():
+            line = record({"kind": "seconds", "rate": rate, "hidden": task.hidden, "batch": task.batch}, method, found)
+            records.append(out, {**line, **about})
+            print(f"{rate:>8}  {method:16}{line['ms']:9.1f} ms a step  {line['bytes'] / 1e6:8.3f} MB sent", flush=True)
+
+
+def _lr(method: str) -> float:
+    return 1e-4 if "sign" in method or "signum" in method else 0.03
+
+
+def _count(training: real.Ranks) -> int:
+    """Warms up; how many steps are to be timed at once, the same on all ranks."""
+    for _ in range(WARM):
+        training.step()
+    seconds = _timed(training, 1)["ms"] / 1e3
+    return MPI.COMM_WORLD.bcast(min(MOST, max(LEAST, math.ceil(ABOUT / seconds))))
+
+
+def _timed(training: real.Ranks, count: int) -> dict:
+    comm = MPI.COMM_WORLD
+    training.step()
+    comm.Barrier()
+    sent, start = link_bytes(), time.perf_counter()
+    for _ in range(count):
+        training.step()
+    seconds = time.perf_counter() - start
+    comm.Barrier()
+    worst = comm.allreduce(seconds, MPI.MAX), comm.allreduce(link_bytes() - sent, MPI.MAX)
+    return {"ms": 1e3 * worst[0] / count, "bytes": worst[1] / count}
+
+
+def whole(out: Path, rate: str, rates: dict[str, float], seed: int, every: int, task: Task, goal: float = GOAL):
+    """Whole trainings, one method after the other, each until it reaches the goal; time to evaluate does not count.
+
+    Args:
+        rates: the learning rate of each method.
+    """
+    torch.set_num_threads(1)
+    comm = MPI.COMM_WORLD
+    with real.process_group():
+        for method, lr in rates.items():
+            training, seconds, curve = real.Ranks(task, method, lr, seed), 0.0, []
+            progress = Progress(label=f"{method} at {rate}", total=task.steps, shown=comm.rank == 0)
+            while training.steps < task.steps and not (curve and curve[-1][2] >= goal):
+                comm.Barrier()
+                start = time.perf_counter()
+                for _ in range(min(every, task.steps - training.steps)):
+                    training.step()
+                    progress.update()
+                seconds += comm.allreduce(time.perf_counter() - start, MPI.MAX)
+                accuracy = comm.bcast(task.accuracy(training.model) if comm.rank == 0 else None)
+                curve.append([training.steps, round(seconds, 3), accuracy])
+            progress.close()
+            if comm.rank == 0:
+                line = {"kind": "whole", "rate": rate, "method": method, "lr": lr, "seed": seed, "curve": curve}
+                line |= {"steps": task.steps, "hidden": task.hidden, "ranks": comm.size}
+                records.append(out, {**line, **records.about()})
+                print(f"{rate:>8}  {method:16} {100 * curve[-1][2]:.1f} % after {seconds:.1f} s", flush=True)
