@@ -1,10 +1,11 @@
-"""The sparse autoencoder among the examples, in some steps on few patches."""
+"""The sparse autoencoder and the ResNet-20 among the examples, in some steps on few images."""
 
 from pathlib import Path
 
 import keras_tasks as tasks
 import numpy as np
 import pytest
+from cifar10 import write_cifar10
 from mpi4py import MPI
 from ranks import RANK
 
@@ -33,3 +34,27 @@ def test_replicas_are_identical_and_go_on_from_a_checkpoint(example, optimizer, 
         tasks.assert_replicas_identical(tasks.values(each))
         assert each.optimizer.iterations == net.optimizer.iterations > 0
         np.testing.assert_allclose(np.linalg.norm(each.decoder, axis=1), 1, rtol=1e-3)
+
+
+def test_resnet20_goes_on_after_an_interruption(monkeypatch, tmp_path, capfd):
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "examples" / "reproduce"))
+    import resnet20_keras
+
+    few = ["--batch-size", "16", "--width", "4", "--blocks", "1", "--milestones", "7"]
+    few += ["--cifar", str(write_cifar10(tmp_path)), "--checkpoint", MPI.COMM_WORLD.bcast(str(tmp_path / "last.keras"))]
+    resnet20_keras.main([*few, "--epochs", "1"])
+    net = resnet20_keras.main([*few, "--epochs", "2"])
+    printed = capfd.readouterr().out
+    assert ("from epoch 1 on" in printed and printed.count("test accuracy") == 2) == (RANK == 0), printed
+    tasks.assert_replicas_identical(tasks.values(net))
+    assert net.optimizer.iterations == 10
+    momenta = MPI.COMM_WORLD.allgather(np.asarray(net.optimizer._momenta[0]))
+    assert not np.array_equal(*momenta)
+
+
+def test_resnet20_has_the_parameters_of_the_paper(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "examples" / "reproduce"))
+    import resnet20_keras
+
+    variables = resnet20_keras.make_model((32, 32, 3), 16, 3).trainable_variables
+    assert sum(int(np.prod(v.shape)) for v in variables) == 269_722

@@ -1,10 +1,12 @@
-"""The sparse autoencoder among the examples, in some steps on few patches."""
+"""The sparse autoencoder and the ResNet-20 among the examples, in some steps on few images."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 import torch_tasks as tasks
+from cifar10 import write_cifar10
 from ranks import RANK
 
 RANKS = (2,)  # enough for momenta that differ
@@ -31,3 +33,55 @@ def test_it_goes_on_from_its_checkpoint_as_if_never_ended(example, optimizer, tm
     again = example.main([*arguments, "--resume", str(tmp_path / "1.pt")])
     assert "epoch 1 " not in capfd.readouterr().out
     tasks.assert_equal_on_all_ranks(tasks.values(again), tasks.values(net))
+
+
+FEW_IMAGES = ["--batch-size", "16", "--width", "4", "--blocks", "1", "--no-cuda", "--milestones", "7"]
+
+
+@pytest.fixture
+def resnet20(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "examples" / "reproduce"))
+    import resnet20_torch
+
+    threads = torch.get_num_threads()
+    yield resnet20_torch
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("optimizer", ["signum", "sgd"])
+def test_resnet20_goes_on_after_an_interruption_as_if_there_was_none(resnet20, optimizer, tmp_path, capfd):
+    folder = write_cifar10(tmp_path)
+    arguments = [*FEW_IMAGES, "--cifar", str(folder), "--optimizer", optimizer]
+    kept = ["--checkpoint", str(tmp_path / "last.pt"), "--log", str(tmp_path / "log.jsonl")]
+    net = resnet20.main([*arguments, "--epochs", "2"])
+    tasks.assert_replicas_identical(net)
+    resnet20.main([*arguments, *kept, "--epochs", "1"])
+    again = resnet20.main([*arguments, *kept, "--epochs", "2"])
+    assert ("from epoch 1 on" in capfd.readouterr().out) == (RANK == 0)
+    tasks.assert_equal_on_all_ranks(tasks.values(again), tasks.values(net))
+    if RANK == 0:
+        lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+        assert [line["epoch"] for line in lines] == [1, 2] and lines[1]["bytes"] == 2 * lines[0]["bytes"] > 0
+
+
+def test_resnet20_has_the_parameters_of_the_paper_and_its_curves_are_drawn(resnet20, monkeypatch, tmp_path, capsys):
+    assert sum(p.numel() for p in resnet20.make_model(3, 16, 3).parameters()) == 269_722
+    import data
+    import resnet20_curves
+
+    digits = data._digits()
+    monkeypatch.setattr(data, "load", lambda *_: digits)
+    few = ["--out", str(tmp_path), "--optimizers", "signum", "--seeds", "1", "--images", "64", "--test-images", "50"]
+    few += ["--width", "2", "--blocks", "1", "--epochs", "2", "--batch-size", "32"]
+    args = resnet20_curves.parse_arguments(few)
+    for lr, accuracy in ((3e-4, 0.3), (1e-3, 0.4)):  # as if tuned on one rank
+        line = {"epoch": 2, "accuracy": accuracy, "bytes": 0}
+        resnet20_curves.path_of(args, "signum", lr, 0, 1).write_text(
+            json.dumps({**line, "epoch": 1}) + "\n" + json.dumps(line) + "\n"
+        )
+    resnet20_curves.main(few)
+    if RANK == 0:
+        assert resnet20_curves.path_of(args, "signum", 1e-3, 0, 2).exists()
+        resnet20_curves.main([*few, "--draw"])
+        assert "**0.001** (40.0)" in capsys.readouterr().out
+        assert (tmp_path / "resnet20.png").read_bytes().startswith(b"\x89PNG")
