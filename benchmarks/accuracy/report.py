@@ -1,5 +1,6 @@
 """Accuracy by step and seconds by step combined: tables, accuracy over seconds, and where votes win and lose."""
 
+import math
 import statistics
 from pathlib import Path
 from typing import NamedTuple
@@ -123,10 +124,17 @@ def time_table(methods: dict[str, Method]) -> str:
         cells = [f"{method.steps[sent]['bytes'] / 1e6:.2f}" if sent else ""]
         for rate in rates:
             seconds = to_goal(methods, name, rate)
-            spread = f"{statistics.median(seconds):.1f} ({seconds[0]:.1f} to {seconds[-1]:.1f})"
-            cells.append(f"{method.steps[rate]['ms']:,.0f}; {spread}")
+            cells.append(f"{method.steps[rate]['ms']:,.0f}; {_spread(seconds)}")
         rows.append([NAMES[name], *cells])
     return _markdown(rows)
+
+
+def _spread(seconds: list[float]) -> str:
+    """Median and range."""
+    middle, first, last = statistics.median(seconds), seconds[0], seconds[-1]
+    if math.isinf(middle):
+        return "not reached"
+    return f"{middle:.1f} ({first:.1f} to {'not reached' if math.isinf(last) else f'{last:.1f}'})"
 
 
 def whole_table(out: Path, methods: dict[str, Method]) -> str:
@@ -176,15 +184,15 @@ def draw_curves(methods: dict[str, Method], path: Path):
 def draw_map(methods: dict[str, Method], path: Path):
     """Methods by rates: how many times as fast as float16 to the goal."""
     rates = rates_of(methods)
-    base = {rate: statistics.median(to_goal(methods, BASE, rate)) for rate in rates}
-    ratios = np.array([[base[r] / statistics.median(to_goal(methods, m, r)) for r in rates] for m in methods])
+    seconds = np.array([[statistics.median(to_goal(methods, name, rate)) for rate in rates] for name in methods])
+    base = seconds[list(methods).index(BASE)]
+    faster = np.where(np.isfinite(seconds), np.log2(base / np.where(np.isfinite(seconds), seconds, 1)), -np.inf)
     figure, axis = plt.subplots(figsize=(2.2 + 1.7 * len(rates), 0.55 * len(methods) + 1.6), layout="constrained")
-    axis.imshow(np.clip(np.log2(np.maximum(ratios, 1e-9)), -3, 3), cmap="RdBu", vmin=-3.5, vmax=3.5, aspect="auto")
-    for row, name in enumerate(methods):
-        for column, rate in enumerate(rates):
-            seconds = statistics.median(to_goal(methods, name, rate))
-            text = f"{ratios[row, column]:.2g} x   {seconds:.3g} s" if np.isfinite(seconds) else "not reached"
-            strong = abs(np.log2(max(ratios[row, column], 1e-9))) > 2
+    axis.imshow(np.clip(faster, -3, 3), cmap="RdBu", vmin=-3.5, vmax=3.5, aspect="auto")
+    for row in range(len(methods)):
+        for column in range(len(rates)):
+            took, strong = seconds[row, column], abs(faster[row, column]) > 2
+            text = f"{base[column] / took:.2g} x   {took:.3g} s" if np.isfinite(took) else "not reached"
             axis.text(column, row, text, ha="center", va="center", fontsize=9, color="white" if strong else "black")
     axis.set_xticks(range(len(rates)), [LINKS[rate] for rate in rates])
     axis.set_yticks(range(len(methods)), [NAMES[name] for name in methods])

@@ -1,13 +1,35 @@
 """All benchmarks that need ranks, one after the other in the same processes, on few coordinates: RESULTS_FILE"""
 
 import sys
+from pathlib import Path
 
-from benchmarks import adapters, step, vote
+from mpi4py import MPI
+
+from benchmarks import accuracy, adapters, step, vote
 
 FEW = ["--coordinates", "1e4", "--rounds", "2"]
+
+
+def time_to_accuracy(folder: Path):
+    """Its four parts, on scikit-learn's digits."""
+    import data  # where `benchmarks` finds it
+
+    digits = data._digits()
+    data.load = lambda *_: digits
+    few = ["--hidden", "32", "--steps", "50", "--every", "25", "--out", str(folder)]
+    methods = ["--methods", "float16", "powersgd_1", "signum"]
+    if MPI.COMM_WORLD.rank == 0:
+        accuracy.main(["curves", *few, *methods, "--seeds", "2"])
+    MPI.COMM_WORLD.Barrier()
+    accuracy.main(["seconds", *few, *methods, "--rounds", "1"])
+    accuracy.main(["whole", *few, "--methods", "float16"])
+    if MPI.COMM_WORLD.rank == 0:
+        accuracy.main(["report", *few])
+
 
 if __name__ == "__main__":
     results = ["--json", sys.argv[1]]
     step.main([*FEW, *results, "--pause-ms", "20", "--methods", *step.METHODS])  # first: Horovod starts in it
     vote.main([*FEW, *results, "--abstain"])
     adapters.main([*FEW, "--momentum", "0.9"])
+    time_to_accuracy(Path(sys.argv[1]).parent)

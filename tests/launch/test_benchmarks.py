@@ -21,7 +21,7 @@ def test_those_of_ranks_and_the_pictures_of_their_results(tmp_path):
     worker = ROOT / "tests" / "launch" / "benchmarks_worker.py"
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("OMPI_", "PMI"))}
     environment["PYTHONPATH"] = str(ROOT)
-    status, output = launch([ROOT / "ci" / "run", "2", sys.executable, worker, results], 200, env=environment)
+    status, output = launch([ROOT / "ci" / "run", "2", sys.executable, worker, results], 300, env=environment)
     assert status == 0, output
     assert "training step, 0.01 M coordinates, 2 ranks" in output and "communication of one bit" in output, output
     assert output.count("PyTorch") == 2 and "vote on 0.01 M coordinates" in output, output
@@ -31,6 +31,12 @@ def test_those_of_ranks_and_the_pictures_of_their_results(tmp_path):
     assert {"float32", "float16", "byte_allgather", "bit_allgather", "counts", "exchange"} == {
         method for kind, method in ms if kind == "vote"
     }
+    tables = (tmp_path / "tables.md").read_text()
+    assert "Signum" in tables and "whole training" in tables and "DDP, PowerSGD rank 1" in tables, tables
+    curves = [json.loads(line) for line in (tmp_path / "curves.jsonl").read_text().splitlines()]
+    assert {"date", "commit", "machine"} <= curves[0].keys() and {run["seed"] for run in curves} == {0, 1}
+    for name in ("time-to-accuracy.png", "where-votes-win.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     pictures = run("plot", results).split()
     assert len(pictures) == 2 and all(Path(each).read_bytes().startswith(b"\x89PNG") for each in pictures)
 
