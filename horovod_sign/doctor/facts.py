@@ -52,7 +52,7 @@ def collect() -> dict:
 
 def binding():
     """Horovod for a framework that is there, or None."""
-    return next((sys.modules[name] for name in BINDINGS if sys.modules.get(name) is not None), None)
+    return next((sys.modules[name] for name in BINDINGS if _works(sys.modules.get(name))), None)
 
 
 def binding_over_mpi():
@@ -65,8 +65,13 @@ def import_binding():
     """Imports Horovod for a framework that is there, if it is for any."""
     for name in BINDINGS:
         with contextlib.suppress(Exception):  # of any kind: frameworks that are broken raise what they like
-            importlib.import_module(name)
-            return
+            if _works(importlib.import_module(name)):
+                return
+
+
+def _works(module) -> bool:
+    """Whether it is a binding: `horovod.torch` can be imported, empty, where Horovod was not built for PyTorch."""
+    return hasattr(module, "mpi_built")
 
 
 def _versions(mpi: dict) -> dict[str, str | None]:

@@ -3,11 +3,11 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from horovod_sign.building import again_line, first_line
 from horovod_sign.doctor.tested import never_tested
 from horovod_sign.launched import alone_among_many
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
-_REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps horovod"
 
 
 class Finding(NamedTuple):
@@ -46,7 +46,7 @@ def examine_ranks(facts: dict, mpi_size: int | None, horovod_size: int | None) -
         return [Finding(ERROR, what, remedy)]
     if len(sizes) > 1:
         what = f"mpi4py sees {mpi_size} ranks, and Horovod {horovod_size}"
-        return [Finding(ERROR, what, f"build both for the MPI whose mpirun starts them: {_REBUILD} mpi4py")]
+        return [Finding(ERROR, what, f"build both for the MPI whose mpirun starts them: {again_line()} mpi4py")]
     if launch["by"] != "PMIX_RANK" and launch["started"] not in sizes:
         what = f"{launch['by']} says that {launch['started']} processes were started, but {sizes.pop()} ranks are here"
         return [Finding(ERROR, what, "start the training by one launcher alone, that of Horovod's MPI")]
@@ -78,9 +78,9 @@ def _frameworks(facts):
 def _horovod(facts):
     horovod, adapters = facts["horovod"], facts["adapters"]
     if not horovod["installed"] and any(each["framework"] for each in adapters.values()):
-        yield Finding(ERROR, "Horovod is not installed", "see README.md: pip install --no-build-isolation horovod")
+        yield Finding(ERROR, "Horovod is not installed", first_line())
     if horovod["built_with"] and not (horovod["built_with"]["mpi"] or horovod["built_with"]["gloo"]):
-        yield Finding(ERROR, "Horovod was built without MPI and without Gloo", f"HOROVOD_WITH_MPI=1 {_REBUILD}")
+        yield Finding(ERROR, "Horovod was built without MPI and without Gloo", again_line("HOROVOD_WITH_MPI=1"))
 
 
 def _launch(facts):
@@ -88,10 +88,10 @@ def _launch(facts):
     variables = launch["variables"]
     if launch["by"] not in (None, "HOROVOD_SIZE") and built and not built["mpi"]:
         what = "these ranks were started by MPI, and Horovod was built without it"
-        yield Finding(ERROR, what, f"HOROVOD_WITH_MPI=1 {_REBUILD}, or start by horovodrun --gloo")
+        yield Finding(ERROR, what, f"{again_line('HOROVOD_WITH_MPI=1')}, or start by horovodrun --gloo")
     if launch["by"] == "HOROVOD_SIZE" and built and not built["gloo"]:
         what = "these ranks were started by horovodrun --gloo, and Horovod was built without Gloo"
-        yield Finding(ERROR, what, f"HOROVOD_WITH_GLOO=1 {_REBUILD}, or start by mpirun")
+        yield Finding(ERROR, what, f"{again_line('HOROVOD_WITH_GLOO=1')}, or start by mpirun")
     tasks = variables.get("SLURM_NTASKS", "")
     if launch["by"] is None and tasks.isdecimal() and int(tasks) > 1:
         what = f"Slurm gave {tasks} tasks (SLURM_NTASKS), and this is one process"
@@ -139,7 +139,7 @@ def _gpus(facts):
         yield Finding(WARNING, what, "check nvidia-smi and CUDA_VISIBLE_DEVICES" if of_torch else "pip install torch")
     if gpus["names"] and built and not (built["nccl"] or built["cuda"] or built["rocm"]):
         what = "PyTorch has GPUs, and Horovod was built for CPUs: what it reduces or broadcasts itself goes by the host"
-        yield Finding(WARNING, what, f"HOROVOD_GPU_OPERATIONS=NCCL {_REBUILD}")
+        yield Finding(WARNING, what, again_line("HOROVOD_GPU_OPERATIONS=NCCL"))
     if built and built["cuda"] and gpus["torch_cuda"] is None and not gpus["tensorflow_cuda"]:
         what = "Horovod was built for GPUs, and neither PyTorch nor TensorFlow here is"
         yield Finding(WARNING, what, "install a build of PyTorch or TensorFlow for CUDA, and Horovod again")

@@ -45,7 +45,7 @@ def _framework(name: str, facts: dict) -> tuple[bool, str]:
 def _horovod(facts: dict) -> list[tuple[bool, str]]:
     version, built = facts["versions"]["horovod"], facts["horovod"]["built_with"]
     if version is None:
-        return [(False, "Horovod (pip install horovod)")]
+        return [(False, "Horovod")]
     if built is None:
         return [(False, f"Horovod {version}, without a binding that works here")]
     return [(True, f"Horovod {version}"), *((there, feature) for feature, there in built.items())]

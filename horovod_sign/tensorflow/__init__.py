@@ -11,15 +11,18 @@ Or beside it, as `hvs`:
 For Keras models see `horovod_sign.tensorflow.keras`.
 """
 
+from horovod_sign.supported import refuse_older
 from horovod_sign.tensorflow import advice
 
 if (_crash := advice.for_a_crash()) is not None:
     raise ImportError(_crash)
 try:
     import horovod.tensorflow
-    import tensorflow  # noqa: F401
+    import tensorflow
 except ImportError as error:
     raise ImportError(advice.for_tensorflow(error)) from error
+else:
+    refuse_older("horovod_sign.tensorflow", tensorflow=tensorflow.__version__, horovod=horovod.__version__)
 
 from horovod_sign.adopted import adopt
 from horovod_sign.tensorflow import elastic

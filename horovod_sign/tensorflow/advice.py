@@ -4,7 +4,9 @@ import importlib.util
 import os
 import sys
 
-_REINSTALL = "pip install tensorflow, then HOROVOD_WITH_TENSORFLOW=1 pip install --no-build-isolation horovod"
+from horovod_sign.building import first_line
+
+_REINSTALL = "pip install tensorflow, then " + first_line("HOROVOD_WITH_TENSORFLOW=1")
 
 
 def for_tensorflow(error: ImportError) -> str:

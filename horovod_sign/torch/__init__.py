@@ -9,6 +9,9 @@ Or beside it, as `hvs`:
 +   optimizer = hvs.DistributedOptimizer(hvs.Signum(model.parameters(), 0.001), model.named_parameters())
 """
 
+from horovod_sign.building import first_line
+from horovod_sign.supported import refuse_older
+
 try:
     import horovod.torch
     import torch
@@ -16,8 +19,10 @@ try:
 except ImportError as error:
     raise ImportError(
         f"horovod_sign.torch needs PyTorch and a Horovod built for it ({error}): pip install torch, then "
-        "HOROVOD_WITH_PYTORCH=1 pip install --no-build-isolation horovod"
+        + first_line("HOROVOD_WITH_PYTORCH=1")
     ) from error
+else:
+    refuse_older("horovod_sign.torch", torch=torch.__version__, horovod=horovod.__version__)
 
 from horovod_sign.adopted import adopt
 from horovod_sign.rules import Rule

@@ -3,13 +3,14 @@
 import json
 import os
 import sys
+import types
 from pathlib import Path
 
 import doctor_facts
 import pytest
 from launching import launch
 
-from horovod_sign.doctor import command
+from horovod_sign.doctor import command, facts
 from horovod_sign.doctor.findings import ERROR, NOTE, WARNING, Finding, examine, examine_ranks
 from horovod_sign.doctor.tested import TESTED
 
@@ -56,7 +57,12 @@ WRONG = {
         "neither PyTorch nor TensorFlow",
         "pip install torch",
     ),
-    "no Horovod": (changed(horovod={"installed": False, "built_with": None}), ERROR, "Horovod is not inst", "README"),
+    "no Horovod": (
+        changed(horovod={"installed": False, "built_with": None}),
+        ERROR,
+        "Horovod is not inst",
+        "HOROVOD_CMAKE",
+    ),
     "Horovod without MPI": (changed(horovod=built(mpi=False), launch=MPIRUN), ERROR, "built without it", "horovodrun"),
     "Horovod without Gloo": (
         changed(horovod=built(gloo=False), launch={"by": "HOROVOD_SIZE", "started": 2}),
@@ -225,3 +231,15 @@ def test_advice_on_two_ranks():
     assert status == 0 and advice["parameters"] == 100_000 and len(advice["predictions"]) == 1
     measured = advice["predictions"][0]
     assert measured["ranks"] == 2 and measured["now"]["one bit"] > 0 and measured["speeds"]["inside"]["alltoall"]
+
+
+def test_a_horovod_for_one_framework_alone_is_asked_by_that(monkeypatch):
+    """`horovod.torch` can be imported, empty, where Horovod was built without PyTorch."""
+    works = types.ModuleType("horovod.tensorflow")
+    works.mpi_built = lambda: True
+    monkeypatch.setitem(sys.modules, "horovod.torch", types.ModuleType("horovod.torch"))
+    monkeypatch.setitem(sys.modules, "horovod.tensorflow", works)
+    facts.import_binding()
+    assert facts.binding() is works and facts.binding_over_mpi() is works
+    monkeypatch.setitem(sys.modules, "horovod.tensorflow", None)
+    assert facts.binding() is None and facts.binding_over_mpi() is None

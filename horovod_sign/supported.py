@@ -1,0 +1,27 @@
+"""The oldest versions with which this package can work. `doctor/tested.py` has those that it was tested with."""
+
+import re
+
+from horovod_sign.building import again_line
+
+OLDEST = {"torch": (2, 1), "tensorflow": (2, 16), "horovod": (0, 28)}
+_REMEDIES = {
+    "torch": "pip install 'torch>=2.1'",
+    "tensorflow": "pip install 'tensorflow>=2.16'",
+    "horovod": again_line(),
+}
+
+
+def refuse_older(ours: str, **versions: str):
+    """Raises ImportError if something is too old.
+
+    Args:
+        ours: the module that is imported.
+        versions: what it found, by name, as far as these say so.
+    """
+    for name, version in versions.items():
+        oldest = OLDEST[name]
+        numbers = tuple(int(number) for number in re.findall(r"\d+", version)[: len(oldest)])
+        if len(numbers) == len(oldest) and numbers < oldest:
+            needed = ".".join(map(str, oldest))
+            raise ImportError(f"{ours} needs {name} {needed} or newer, and {version} is installed: {_REMEDIES[name]}")
