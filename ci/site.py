@@ -1,7 +1,7 @@
 """MkDocs' hooks: pages of the site that stand elsewhere in the checkout, and links to files that are no pages.
 
-On GitHub a page's links go anywhere in the checkout. On the site, what is a page there is linked as one, other files are
-copied to files/, and folders are named without a link.
+On GitHub a page's links go anywhere in the checkout. On the site, what is a page there is linked as one, other files
+are copied to files/, and folders are named without a link.
 """
 
 import posixpath
