@@ -24,6 +24,7 @@ DESCRIPTIONS = (  # parts of messages, records that ranks compare, and texts of 
     "shape …, dtype …, abstain=…, transport=…",
     "…, abstain=…, transport=…, … passes",
     "votes by … are those of NumPy, bit for bit",
+    "… coordinates of a parameter of shape …",
     "Epoch …: finished gradual learning rate warmup",
     "measures the links between the ranks",
     "Assumed: links of … Gbit/s",

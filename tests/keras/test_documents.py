@@ -10,6 +10,14 @@ import tensorflow as tf
 RANKS = (2,)  # enough to vote
 
 
+@pytest.fixture(autouse=True)
+def folder(comm, tmp_path, monkeypatch):
+    """Where pages write files: the same for all ranks."""
+    monkeypatch.chdir(comm.bcast(str(tmp_path)))
+    yield
+    comm.Barrier()
+
+
 @pytest.mark.parametrize("page", ["keras.md", "tensorflow.md"])
 def test_pages_run(page):
     model = documents.run_page(page)["model"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", ROOT / "tests" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), ROOT / "tests" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _NOT_RUN = re.compile(r"<!-- not run: \S.* -->\s*$")
 
@@ -50,7 +50,7 @@ def blocks(page: Path, language: str) -> list[Block]:
 
 
 def run_page(name: str) -> dict:
-    """Runs a page's Python; what it has defined in the end."""
+    """Runs a page's Python, where it may write files; what it has defined in the end."""
     names = {"__name__": name}
     for block in blocks(ROOT / "docs" / name, "python"):
         if block.runs:
