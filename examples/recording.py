@@ -1,9 +1,14 @@
 """What a training was like, for tables and pictures: accuracy over seconds of training, and over bytes sent."""
 
+import datetime
 import json
+import os
+import subprocess
 import time
 from contextlib import contextmanager
 from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 class Record:
@@ -50,3 +55,24 @@ class Record:
 def read(path: str) -> list[dict]:
     """The lines of a file."""
     return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def about() -> dict:
+    """When, by which code and on which machine something was measured, and how busy that was."""
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    except OSError:
+        commit = ""
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "commit": commit or "unknown",
+        "machine": f"{os.cpu_count()} cores, {_processor()}",
+        "load": round(os.getloadavg()[0], 1),
+    }
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown processor")
