@@ -147,6 +147,20 @@ class Monitor:
             warnings.warn(disagrees, RuntimeWarning, stacklevel=2)
 
 
+def nan_report(voter: str, parameter: str, nans: int, coordinates: int) -> str:
+    """What to tell the user, once, about a gradient with NaN.
+
+    Args:
+        voter: who votes here: "rank 3".
+        parameter: whose gradient it is.
+        nans, coordinates: how many of its coordinates are NaN, of how many.
+    """
+    return (
+        f"{voter}: the gradient of parameter {parameter} is NaN in {nans} of {coordinates} coordinates: they abstain "
+        "from the vote and training goes on (this is said once; vote_statistics() counts them)"
+    )
+
+
 def systematic_disagreement(voter: str, size: int, one_bit: bool, measured: int, mean: float) -> str | None:
     """What to tell the user if a rank agrees with the vote less than random votes would, else None.
 

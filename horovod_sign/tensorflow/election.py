@@ -4,6 +4,7 @@ The variables of an election go into a few buckets, one message per bucket and p
 however little it carries. A variable starts at a 64-bit word, so padding is inside the words (sign 0, nonzero 1).
 """
 
+import functools
 import warnings
 import weakref
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from horovod_sign.tensorflow import bits as bit
 from horovod_sign.tensorflow import farewell, messages
 from horovod_sign.tensorflow.ballots import momentum_packer, packer, unpacker
 from horovod_sign.tensorflow.collectives import carry_out
+from horovod_sign.tensorflow.reports import Reports
 from horovod_sign.tensorflow.statistics import Counters, count, count_nans
 from horovod_sign.tensorflow.variables import common_name
 from horovod_sign.voting.agreement import disagreement, encode_record
@@ -94,6 +96,7 @@ class Election:
         self.rule, self.abstain = rule, abstain
         self._process_set, self._transport = process_set, transport
         self.counters = Counters() if instead_of is None else instead_of.counters
+        self._reports = Reports() if instead_of is None else instead_of._reports
         self._instead_of, self._requests, self._eager, self.scaled = instead_of, [], False, False
         self._missing_everywhere: list[bool] | None = None
         self._warned: set[str] = set()
@@ -146,11 +149,12 @@ class Election:
         running = [protocol(ballot, self.rank, self.size, not self.abstain, messages) for ballot in ballots]
         results = carry_out(running, self._process_set, self.name, self.rank, self.size)
         for bucket, pick, ballot, result in zip(buckets, picked, ballots, results, strict=True):
-            decided, counts = self._unpack(pick, ballot, *result, abstaining)
+            decided, counts = self._unpack(pick, [labels[i] for i in bucket], ballot, *result, abstaining)
             counted.append(counts)
             for i, vote in zip(bucket, decided, strict=True):
                 votes[i] = vote
-        self.counters.end_step(tf.add_n(counted))
+        tell = functools.partial(self._reports.tell_disagreement, size=self.size, one_bit=not self.abstain)
+        self.counters.end_step(tf.add_n(counted), tell)
         return votes
 
     def prepare(self, gradients, variables: list[Coordinates], labels, error: Exception | None = None) -> list[bool]:
@@ -162,6 +166,7 @@ class Election:
         """
         refuse_xla()
         if self._missing_everywhere is None:
+            self._reports.voter = f"rank {self.rank}"
             self._leave_former()
             self._missing_everywhere = self._agree(gradients, variables, labels, error)
         return self._missing_everywhere
@@ -194,12 +199,15 @@ class Election:
             return self._transport
         return "exchange" if self.size == 1 else choose(coordinates, self.size, self.abstain, can_go_direct=False)
 
-    def _unpack(self, gradients, ballot, decided, sent, abstaining):
+    def _unpack(self, gradients, labels, ballot, decided, sent, abstaining):
         """A bucket's votes, and the counts of what happened in it."""
         layout = tuple((tuple(g.shape), g.dtype) for g in gradients)
-        counts = count(ballot, decided, sum(g.shape.num_elements() for g in gradients))
-        # NaN abstains, so that most steps need no look at the gradients to know that there is none.
-        nans = count_nans(gradients, counts.abstained > 0, abstaining) if self.abstain else tf.constant(0, tf.int64)
+        sizes = [g.shape.num_elements() for g in gradients]
+        counts, nans = count(ballot, decided, sum(sizes)), tf.constant(0, tf.int64)
+        if self.abstain:
+            # NaN abstains, so that most steps need no look at the gradients to know that there is none.
+            tell = functools.partial(self._reports.tell_nans, labels=labels, sizes=sizes)
+            nans = count_nans(gradients, counts.abstained > 0, abstaining, tell)
         votes = unpacker(layout, self.abstain)(decided.sign, decided.nonzero)
         return votes, tf.stack(counts._replace(nans=nans, bytes_sent=sent))
 

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from horovod_sign.statistics import PATIENCE, VoteStatistics, summarise
 from horovod_sign.tensorflow.programs import Compiled
+from horovod_sign.tensorflow.reports import call_if
 from horovod_sign.tensorflow.variables import variable
 from horovod_sign.voting.messages import Planes
 
@@ -51,8 +52,12 @@ class Counters:
         self.latest, self._total, self._steps = (variable(value, tf.int64) for value in (nothing, nothing, 0))
         self._measured, self._mean = variable(0, tf.int64), variable(0.0, tf.float64)
 
-    def end_step(self, counts: tf.Tensor):
-        """Takes in the `Counts` of a step, a vector."""
+    def end_step(self, counts: tf.Tensor, tell=None):
+        """Takes in the `Counts` of a step, a vector.
+
+        Args:
+            tell: is called, in the graph, with in how many steps the agreement was measured, and its running mean.
+        """
         self.latest.assign(counts)
         self._total.assign_add(counts)
         self._steps.assign_add(1)
@@ -60,7 +65,9 @@ class Counters:
         # The mean over the last PATIENCE steps or so in which there was anything to agree on.
         measured = self._measured.assign_add(tf.cast(both > 0, tf.int64))
         weight = tf.cast(both > 0, tf.float64) / tf.cast(tf.clip_by_value(measured, 1, PATIENCE), tf.float64)
-        self._mean.assign_add((tf.math.divide_no_nan(alike, both) - self._mean) * weight)
+        mean = self._mean.assign_add((tf.math.divide_no_nan(alike, both) - self._mean) * weight)
+        if tell is not None:
+            tell(measured, mean)
 
     def forget_mean(self):
         """Starts the mean agreement anew, among other ranks."""
@@ -101,18 +108,26 @@ def count(ballot: Planes, decided: Planes, coordinates: int) -> Counts:
     return Counts(*tf.unstack(_counter(coordinates)(*words), len(Counts._fields)))
 
 
-def count_nans(gradients, suspected, abstaining=None) -> tf.Tensor:
+def count_nans(gradients, suspected, abstaining=None, tell=None) -> tf.Tensor:
     """How many coordinates are NaN, looked for only if `suspected`; 0 if this rank abstains as a whole.
 
     Args:
         gradients: tensors.
         suspected, abstaining: scalar bool tensors; None: False.
+        tell: is called, in the graph, with the numbers of each gradient where not all are 0.
     """
 
     def look():
-        # A sum runs at the speed of memory, and is NaN if anything in it is.
+        # A sum runs at the speed of memory, and is NaN if anything in it is, or infinities of both signs are.
         suspicious = tf.reduce_any(tf.math.is_nan([tf.cast(tf.reduce_sum(g), tf.float64) for g in gradients]))
-        return tf.cond(suspicious, lambda: tf.add_n([_count_nans(g) for g in gradients]), lambda: nothing)
+        return tf.cond(suspicious, look_closely, lambda: nothing)
+
+    def look_closely():
+        nans = tf.stack([_count_nans(g) for g in gradients])
+        total = tf.reduce_sum(nans)
+        if tell is not None:
+            call_if(total > 0, lambda: tell(nans))
+        return total
 
     nothing = tf.constant(0, tf.int64)
     return tf.cond(suspected if abstaining is None else suspected & ~abstaining, look, lambda: nothing)

@@ -12,7 +12,7 @@ import torch
 from horovod.common.exceptions import HorovodInternalError
 
 from horovod_sign.options import in_elastic_job
-from horovod_sign.statistics import Monitor
+from horovod_sign.statistics import Monitor, nan_report
 from horovod_sign.tensors.buckets import Bucket, make_buckets
 from horovod_sign.torch.agreement import agree
 from horovod_sign.torch.collectives import HorovodCollectives
@@ -257,13 +257,8 @@ class Votes:
             nans = 0 if p.grad is None else int(torch.isnan(p.grad.to_dense() if p.grad.is_sparse else p.grad).sum())
             if nans:
                 self._nan_reported = True
-                warnings.warn(
-                    f"rank {hvd.rank()}: the gradient of parameter {name} is NaN in {nans} of {p.numel()} "
-                    "coordinates: they abstain from the vote and training goes on (this is said once; "
-                    "optimizer.vote_statistics() counts them)",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
+                report = nan_report(f"rank {hvd.rank()}", name, nans, p.numel())
+                warnings.warn(report, RuntimeWarning, stacklevel=2)
                 return
 
 

@@ -1,15 +1,11 @@
 """Horovod's Keras callbacks, for Keras 3 (with which Horovod's own do not work), and one about votes."""
 
-import warnings
-import weakref
-
 import horovod.tensorflow as hvd
 import horovod.tensorflow.keras.callbacks
 import keras
 import numpy as np
 
 from horovod_sign.adopted import adopt
-from horovod_sign.statistics import systematic_disagreement
 from horovod_sign.tensorflow.election import check_agreement
 from horovod_sign.tensorflow.keras import models
 from horovod_sign.tensorflow.keras.distributed import election_of
@@ -135,8 +131,7 @@ class VoteStatisticsCallback(keras.callbacks.Callback):
     """Adds to the metrics of each epoch what happened in its votes, as this rank sees it.
 
     So `History`, `TensorBoard` and `CSVLogger` have it, if they come after this callback in the list. Before
-    `MetricAverageCallback` in the list, the metrics are means over all ranks. Warns, once each, where this rank's
-    gradients have NaN and where it systematically disagrees with the others.
+    `MetricAverageCallback` in the list, the metrics are means over all ranks.
 
         vote_agreement      where this rank voted and the vote is not 0, the share on which they are the same
         vote_abstained      share of coordinates on which this rank abstained
@@ -147,10 +142,6 @@ class VoteStatisticsCallback(keras.callbacks.Callback):
     Of a model that votes by several optimizers, or by another attribute than `optimizer`, they are named after it:
     `d_optimizer_vote_agreement`.
     """
-
-    def __init__(self):
-        super().__init__()
-        self._warned = weakref.WeakKeyDictionary()  # what has been said, by model
 
     def on_train_begin(self, logs=None):
         self._voters()
@@ -177,22 +168,6 @@ class VoteStatisticsCallback(keras.callbacks.Callback):
         fields = {field: getattr(statistics, field) for field in ("agreement", "abstained", "ties")}
         fields.update(nans=statistics.nans, bytes_sent=statistics.bytes_sent / steps)
         logs.update({f"{prefix}vote_{field}": value for field, value in fields.items()})
-        voter, one_bit = f"rank {election.rank}", not election.abstain
-        disagrees = systematic_disagreement(voter, election.size, one_bit, *counters.agreement)
-        self._warn(f"{prefix}disagrees", disagrees)
-        if statistics.nans:
-            self._warn(
-                f"{prefix}nans",
-                f"rank {election.rank}: gradients were NaN in {statistics.nans} coordinates in epoch {epoch + 1}: they "
-                f"abstain from the vote and training goes on (this is said once; the metric {prefix}vote_nans counts "
-                "them)",
-            )
-
-    def _warn(self, what: str, text: str | None):
-        warned = self._warned.setdefault(self.model, set())
-        if text is not None and what not in warned:
-            warned.add(what)
-            warnings.warn(text, RuntimeWarning, stacklevel=2)
 
 
 class SaveModelCallback(keras.callbacks.Callback):
