@@ -54,7 +54,7 @@ def compare(what: str, expected: list[float], measured: list[float], trials: int
 def main(argv=None):
     args = arguments(__doc__, "error-probability", argv)
     rng = np.random.default_rng(args.seed)
-    trials = 10_000 if args.fast else 200_000
+    trials = 10_000 if args.fast else 100_000
     ratios = [0.1, 0.3, 1.0] if args.fast else [0.1, 0.2, 0.3, 0.5, 0.7, 1.0]
     sizes = [1, 2, 9, 27] if args.fast else [1, 2, 3, 4, 5, 7, 9, 13, 16, 19, 27]
     checks, results = [], {"wrong": {}, "hostile": {}}
@@ -106,10 +106,16 @@ def draw(results, skewed, ratios, odd):
         middle.plot(range(19), [vote(p, 27, h)[1] for h in range(19)], color=colour[ratio], lw=1)
         hostile = sorted({h for h, _ in results["hostile"]})
         middle.plot(hostile, [results["hostile"][h, ratio] for h in hostile], "o", ms=4, color=colour[ratio])
-    left.set(xlabel="voters", ylabel="share of wrong votes", yscale="log", ylim=(1e-5, 0.7), title="symmetric noise")
+    left.set(
+        xlabel="voters",
+        ylabel="share of wrong votes",
+        yscale="log",
+        ylim=(1e-5, 0.7),
+        title="symmetric noise (lines: exact)",
+    )
     left.legend(title="signal to noise", frameon=False, fontsize=8, title_fontsize=8, loc="lower left")
     middle.axvline(13.5, color="#bbbbbb", lw=0.8, ls="--")
-    middle.set(xlabel="hostile voters of 27", ylim=(0, 1), title="some invert their sign")
+    middle.set(xlabel="hostile voters of 27", ylim=(0, 1), xticks=range(0, 19, 3), title="some invert their sign")
     right.plot(ms, [vote(0.4, m)[1] for m in ms], color=THEORY, lw=1, label="exact")
     right.plot(odd, [skewed[m][0] for m in odd], "o", ms=4, color=colour[ratios[-1]], label="vote")
     right.plot(odd, [skewed[m][1] for m in odd], "s", ms=4, color=FLOATS, label="mean of the gradients")

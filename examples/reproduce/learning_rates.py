@@ -1,7 +1,6 @@
-"""Which learning rate to begin with, coming from SGD or Adam: sweeps on a small real task, each over a grid, three
-seeds.
+"""Which learning rate to begin with, coming from SGD or Adam: sweeps on a small real task, over grids, three seeds.
 
-A perceptron of 196-64-10 on Fashion-MNIST at 14 x 14, 500 steps, lr falling to 0 by a cosine; 4 workers with batches
+A perceptron of 196-64-10 on Fashion-MNIST at 14 x 14, 300 steps, lr falling to 0 by a cosine; 4 workers with batches
 of 32 unless a line says otherwise. Printed are, as test accuracy in per cent (mean of the seeds), all of the grid,
 and for each line its best learning rate and the range that comes within one point of it.
 
@@ -39,9 +38,9 @@ def lines(fast: bool):
     methods = [(m.name, m, 4, 32, SMALL if m.rule or m.adam else LARGE) for m in (sgd, momentum, adam, signsgd)]
     methods += [(m.name, m, 4, 32, SMALL) for m in (signum(0.9), signum(0.9, True), signum(0.99), signum(0.99, True))]
     methods.append(("signSGD, one bit", signsgd._replace(abstain=False), 4, 32, SMALL))
-    batches = [(f"signSGD, 4 workers, batch {b}", signsgd, 4, b, SMALL) for b in (8, 32, 128)]
-    workers = [(f"signSGD, {w} workers, batch 32", signsgd, w, 32, SMALL) for w in (1, 2, 3, 4, 16)]
-    decays = [(f"Signum 0.9, decay {d:g}", signum(0.9, decay=d), 4, 32, SMALL) for d in (0.0, 0.01, 0.1, 1.0)]
+    batches = [(f"signSGD, 4 workers, batch {b}", signsgd, 4, b, SMALL) for b in (8, 128)]
+    workers = [(f"signSGD, {w} workers, batch 32", signsgd, w, 32, SMALL) for w in (1, 16)]
+    decays = [(f"Signum 0.9, decay {d:g}", signum(0.9, decay=d), 4, 32, SMALL) for d in (0.1, 1.0)]
     return {"methods": methods, "batch": batches, "workers": workers, "decay": decays}
 
 
@@ -75,7 +74,7 @@ def table(group, results) -> str:
 def main(argv=None):
     args = arguments(__doc__, "learning-rates", argv)
     task, groups = load(1.0 if args.fast else None), lines(args.fast)
-    steps, seeds = (100, SEEDS[:1]) if args.fast else (500, SEEDS)
+    steps, seeds = (100, SEEDS[:1]) if args.fast else (300, SEEDS)
     total = sum(len(grid) for group in groups.values() for *_, grid in group)
     results = {}
     with Progress(label=task.name, total=total, unit="rate") as progress:

@@ -60,7 +60,9 @@ def draw(curves, settled):
                 theory.append(DIMENSIONS * walk.loss()[0])
                 walk.step()
             left.plot(theory, color=THEORY, lw=1, ls=":")
-    left.set(xlabel="steps", ylabel="f = |x|²/2", yscale="log", title="1,000 dimensions, unit noise, lr 0.01")
+    left.set(
+        xlabel="steps", ylabel="f = |x|²/2", yscale="log", title="1,000 dimensions, unit noise, lr 0.01 (dotted: exact)"
+    )
     left.legend(title="voters", frameon=False, fontsize=8, title_fontsize=8)
     numbers = list(settled)
     for voters in numbers:

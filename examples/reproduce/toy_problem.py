@@ -60,7 +60,7 @@ def train(rng, repeats: int, steps: int, every: int):
 
 
 def main(argv=None):
-    args = arguments(__doc__, "toy-problem", argv, ("--repeats", {"type": int, "help": "default: 50, then 2,000"}))
+    args = arguments(__doc__, "toy-problem", argv, ("--repeats", {"type": int, "help": "default: 50, then 1,000"}))
     rng = np.random.default_rng(args.seed)
     steps, every = (2000, 200) if args.fast else (10_000, 100)
     noisy, still = walks()
@@ -71,7 +71,7 @@ def main(argv=None):
         exact.append(noisy.loss()[0] + (DIMENSIONS - 1) * still.loss()[0])
 
     checks, drawn = [], None
-    for repeats in [args.repeats] if args.repeats else [200] if args.fast else [50, 2000]:
+    for repeats in [args.repeats] if args.repeats else [200] if args.fast else [50, 1000]:
         losses = train(rng, repeats, steps, every)
         drawn = losses if drawn is None else drawn
         for step in (1000, steps):
@@ -97,9 +97,9 @@ def draw(losses, exact, every):
         axis.plot(at, mean, color=COLOURS[name], label=f"{name}, lr {LR[name]}: mean, ± 1 standard deviation")
         theory = exact if name == "signSGD" else [expected_sgd(k) for k in at]
         axis.plot(at, theory, color=THEORY, lw=1, ls=":", label="derived" if name == "SGD" else None)
-    axis.set(xlabel="steps", ylabel="f = |x|²/2", yscale="log", ylim=(0.02, 80))
+    axis.set(xlabel="steps", ylabel="f = |x|²/2", yscale="log", ylim=(0.01, 300))
     axis.set_title(f"100 dimensions, noise N(0, 100²) on the first alone, {values.shape[1]} repeats", fontsize=10)
-    axis.legend(frameon=False, fontsize=9)
+    axis.legend(frameon=False, fontsize=8, loc="upper right")
     return figure
 
 
