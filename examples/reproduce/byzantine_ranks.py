@@ -83,7 +83,7 @@ def main(argv=None):
     hvd.init()
     torch.set_num_threads(1)
     task = load(1.0 if args.fast else None)
-    steps, batch = (40, 16) if args.fast else (300, 32)
+    steps, batch = (40, 16) if args.fast else (200, 32)
     minority = (hvd.size() - 1) // 2
     cases = [("vote", h) for h in ([minority, minority + 1] if args.fast else range(minority + 2))]
     cases += [("mean", 1)] if args.fast else [("mean", 0), ("mean", 1)]

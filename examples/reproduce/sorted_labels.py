@@ -33,7 +33,7 @@ def lines(fast: bool):
     noisy = [signsgd._replace(name=f"vote with noise {noise:g}", noise=noise) for noise in (0.003, 0.01, 0.03, 0.1)]
     if fast:
         return [(sgd, True, [0.3]), (signsgd, True, [0.003]), (signsgd, False, [0.003]), (noisy[2], True, [0.01])]
-    small, large = (0.0003, 0.001, 0.003, 0.01), (0.03, 0.1, 0.3, 1.0)
+    small, large = (0.001, 0.003, 0.01, 0.03), (0.1, 0.3, 1.0, 3.0)
     both = [(m, unlike, large if m is sgd else small) for m in (sgd, signsgd, signum) for unlike in (False, True)]
     return both + [(m, True, small) for m in noisy]
 
@@ -53,7 +53,7 @@ def main(argv=None):
     x, y = median_and_mean()
     checks = [near("three quadratics: the vote leads to", 0.0, x, 0.005), near("    the mean leads to", 1.0, y, 0.005)]
     task = load(0.3 if args.fast else None)
-    steps, batch = (150, 16) if args.fast else (400, 32)
+    steps, batch = (150, 16) if args.fast else (300, 32)
     shards = {False: shuffled(task, WORKERS), True: sorted_by_label(task, WORKERS)}
     wanted, results = lines(args.fast), []
     with Progress(label=task.name, total=sum(len(grid) for *_, grid in wanted), unit="training") as progress:

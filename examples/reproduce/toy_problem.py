@@ -86,20 +86,18 @@ def main(argv=None):
 
 
 def draw(losses, exact, every):
-    figure, (axis,) = panels(1)
-    figure.set_size_inches(6.4, 4)
+    figure, (left, right) = panels(2)
     for name, values in losses.items():
         at = every * np.arange(len(values))
         mean, deviation = values.mean(1), values.std(1, ddof=1)
-        axis.fill_between(
-            at, np.maximum(mean - deviation, 1e-3), mean + deviation, color=COLOURS[name], alpha=0.2, lw=0
-        )
-        axis.plot(at, mean, color=COLOURS[name], label=f"{name}, lr {LR[name]}: mean, ± 1 standard deviation")
         theory = exact if name == "signSGD" else [expected_sgd(k) for k in at]
-        axis.plot(at, theory, color=THEORY, lw=1, ls=":", label="derived" if name == "SGD" else None)
-    axis.set(xlabel="steps", ylabel="f = |x|²/2", yscale="log", ylim=(0.01, 300))
-    axis.set_title(f"100 dimensions, noise N(0, 100²) on the first alone, {values.shape[1]} repeats", fontsize=10)
-    axis.legend(frameon=False, fontsize=8, loc="upper right")
+        for axis in (left, right):
+            axis.plot(at, mean, color=COLOURS[name], label=f"{name}, lr {LR[name]:g}")
+            axis.plot(at, theory, color=THEORY, lw=1, ls=":", label="derived" if name == "signSGD" else None)
+        right.fill_between(at, np.maximum(mean - deviation, 0), mean + deviation, color=COLOURS[name], alpha=0.2, lw=0)
+    left.set(xlabel="steps", ylabel="f = |x|²/2", yscale="log", title=f"mean of {values.shape[1]} repeats")
+    left.legend(frameon=False, fontsize=8, loc="upper right")
+    right.set(xlabel="steps", ylim=(0, 12), title="the same, shaded: ± 1 standard deviation")
     return figure
 
 
