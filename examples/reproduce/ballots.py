@@ -4,7 +4,7 @@ import numpy as np
 
 from horovod_sign import algebra
 from horovod_sign.algebra import native
-from horovod_sign.rules import Rule
+from horovod_sign.rules import Interpolation
 
 
 def majority(votes_on: np.ndarray, abstain: bool = True) -> np.ndarray:
@@ -27,20 +27,20 @@ class Voters:
     """Voters that vote by a rule, each with a momentum of its own if the rule has one.
 
     Args:
-        rule: one of `horovod_sign.rules`.
+        rule: `signsgd()`, `signum()` or `lion()` of `horovod_sign.rules`.
         voters: how many.
         n: how many coordinates.
         abstain: as in `majority`.
     """
 
-    def __init__(self, rule: Rule, voters: int, n: int, abstain: bool = True):
+    def __init__(self, rule: Interpolation, voters: int, n: int, abstain: bool = True):
         self._rule, self._n, self._abstain, self._steps = rule, n, abstain, 0
         self._momenta = np.zeros((voters, n), np.float32)
 
     def vote(self, gradients: np.ndarray) -> np.ndarray:
         """The majority vote on float32 gradients of shape (voters, n)."""
         self._steps += 1
-        if not self._rule.has_momentum:
+        if self._rule.takes_gradient:
             return majority(gradients, self._abstain)
         ballots = [self._ballot(g, m) for g, m in zip(gradients, self._momenta, strict=True)]
         return _count(ballots, self._abstain, self._n)

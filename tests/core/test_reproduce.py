@@ -67,7 +67,7 @@ def test_voters_with_momenta_vote_as_the_rule_says(script):
     """Two steps of warm-up, then its own momentum, for each of three voters."""
     rules = script("horovod_sign.rules")
     rng = np.random.default_rng(0)
-    voters = script("ballots").Voters(rules.Rule(0.5, 0.9, warmup_steps=2), 3, 70)
+    voters = script("ballots").Voters(rules.Interpolation(0.5, 0.9, warmup_steps=2), 3, 70)
     momenta = np.zeros((3, 70))
     for step in range(5):
         gradients = rng.standard_normal((3, 70)).astype(np.float32)
