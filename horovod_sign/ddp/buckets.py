@@ -42,6 +42,12 @@ class GradientBucket:
         """How many are voted on."""
         return self._votes.coordinates
 
+    @property
+    def outside(self) -> list[torch.Tensor]:
+        """A parameter whose gradient has memory of its own, if there is one (not with gradient_as_bucket_view)."""
+        pairs = zip(self.parameters, self._views, strict=True)
+        return [p for p, view in pairs if p.grad is not None and p.grad.data_ptr() != view.data_ptr()][:1]
+
     def launch(self, abstain: bool, silent: bool):
         """Packs the gradients as they are now. A parameter that backward has not reached abstains; if `silent`, all."""
         for stand_in, view, p in zip(self._stand_ins, self._views, self.parameters, strict=True):

@@ -37,6 +37,8 @@ class _BallotOnItsWay:
         self._failure: Exception | None = None
         # In Join a rank without data takes part in the votes of the others, outside of any backward pass.
         joined = not _in_backward()
+        if not joined:
+            state.look_for_leftovers(voted, is_last)
         self._notices = Notices(not joined and state.scale.overflows(voted.buffer))
         self._voted.launch(state.abstain, joined)
 

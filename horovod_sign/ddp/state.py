@@ -12,6 +12,7 @@ from horovod_sign.ddp import checkpoints
 from horovod_sign.ddp.agreement import agree, group_of
 from horovod_sign.ddp.buckets import GradientBucket
 from horovod_sign.ddp.courier import Courier
+from horovod_sign.ddp.leftovers import Leftovers
 from horovod_sign.ddp.scaling import Scale
 from horovod_sign.statistics import Monitor, VoteStatistics
 from horovod_sign.voting.choice import choose
@@ -75,6 +76,7 @@ class VoteState:
         self._monitor = Monitor(f"rank {rank}", size, not self.abstain)
         self._buckets: dict[int, GradientBucket] = {}
         self._voted_on: set[torch.Tensor] = set()
+        self._leftovers = Leftovers()
         self._next, self._knows_all, self._nan_reported = 0, False, False
         self._sending, self._sent = 0, 0
         self.transport_of = functools.cache(self._chosen)
@@ -118,6 +120,12 @@ class VoteState:
             self._meet(bucket)
             known = self._buckets[index] = GradientBucket(bucket, self.rule, self.states)
         return known
+
+    def look_for_leftovers(self, voted: GradientBucket, is_last: bool):
+        """Whether gradients were added to votes; one of each bucket tells, where it does not lie in DDP's own."""
+        self._leftovers.check(voted.parameters)
+        if is_last:
+            self._leftovers.expect([p for each in self._buckets.values() for p in each.outside])
 
     def count(self, counted: tuple, nbytes: int, index: int, is_last: bool):
         """Takes note of a vote, for the statistics."""

@@ -122,6 +122,12 @@ def test_parameters_equal_those_of_horovods_votes(rule, dtype, kernels, monkeypa
     assert mine_counts[:8] == theirs_counts[:8]
 
 
+def _also_sent(gradient):
+    ones = torch.ones(3)
+    dist.all_reduce(ones)
+    assert ones.tolist() == [SIZE] * 3
+
+
 OPTIONS = {
     "exchange": {"transport": "exchange"},
     "counts": {"transport": "counts"},
@@ -139,6 +145,8 @@ def test_votes_on_buckets(options):
     """Buckets are made anew after the first pass. One pass adds to what another, in no_sync, has left."""
     net = Net()
     model, state = voted(net, **OPTIONS[options])
+    for p in net.parameters():
+        p.register_hook(_also_sent)  # as SyncBatchNorm does; votes are beside it
     for step in range(3):
         net.zero_grad()
         of_all = gradients_of_all(net, step)
@@ -179,7 +187,7 @@ def test_ranks_without_data_abstain_in_join(rule, abstain):
 def test_an_overflow_on_one_rank_is_one_of_all():
     """As in DDP without votes: no rank steps, and scales stay the same."""
     net, plain = Net(), Net()
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=1)  # it doubles in each step
     model, _ = voted(net, rules.signum(0.5), grad_scaler=scaler)
     unscaled, _ = voted(plain, rules.signum(0.5))
     optimizer, other = (torch.optim.SGD(each.parameters(), 0.01) for each in (net, plain))
@@ -197,7 +205,7 @@ def test_an_overflow_on_one_rank_is_one_of_all():
         backward(unscaled, step)
         other.step()
         assert values(net) == values(plain)
-    assert scaler.get_scale() == 512.0
+    assert scaler.get_scale() == 2048.0
 
 
 def test_a_scaler_that_votes_do_not_know_is_refused_before_the_step():
@@ -337,6 +345,20 @@ def test_nan_abstain_and_are_told_of_once():
     with no_warning():
         model(x).backward()
     assert state.vote_statistics().total_nans == (8 if RANK == 0 else 0)
+
+
+@pytest.mark.parametrize("clears", ["no", "sets to None", "sets to 0"])
+def test_gradients_that_are_added_to_votes_are_told_of(clears):
+    model, _ = voted(Net(), static_graph=clears == "sets to 0")
+    backward(model, 0)
+    if clears != "no":
+        model.zero_grad(set_to_none=clears == "sets to None")
+    with pytest.warns(RuntimeWarning, match="added gradients to the votes") if clears == "no" else no_warning():
+        backward(model, 1)
+    with no_warning():
+        if clears != "no":  # once is enough
+            model.zero_grad(set_to_none=clears == "sets to None")
+        backward(model, 2)
 
 
 @contextlib.contextmanager
