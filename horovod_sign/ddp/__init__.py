@@ -19,7 +19,7 @@ if not torch.distributed.is_available():
 
 from horovod_sign.ddp.hook import vote_hook
 from horovod_sign.ddp.state import VoteState
-from horovod_sign.rules import signsgd, signum
+from horovod_sign.rules import Rule, lion, signsgd, signum
 from horovod_sign.statistics import VoteStatistics
 
-__all__ = ["VoteState", "VoteStatistics", "signsgd", "signum", "vote_hook"]
+__all__ = ["Rule", "VoteState", "VoteStatistics", "lion", "signsgd", "signum", "vote_hook"]

@@ -38,8 +38,9 @@ class VoteState:
 
     Args:
         process_group: the ranks that vote: the one that DistributedDataParallel was given; default: all.
-        rule: what each worker votes on: `signsgd()`, the default, or `signum(momentum, warmup)`; or the
-            `hvs.Compression` of such. Momenta are float32, each rank's own, and are kept here.
+        rule: what each worker votes on: `signsgd()`, the default, `signum(momentum, warmup)`, `lion(beta_1, beta_2)`,
+            or an object of a class of yours derived from `Rule`; or the `hvs.Compression` of such. What a rule keeps
+            is float32, each rank's own, and is kept here.
         abstain: whether zeros, NaN and ties are 0 (True), or all count as +1 and a vote is one bit (False).
         transport: "exchange" (packed bits, n/8 bytes or twice that in each of two phases), "counts" (one integer
             allreduce, 2 to 16 bits a coordinate), or "auto": for each bucket what a step waits for least.
@@ -67,7 +68,7 @@ class VoteState:
             self.states: dict[torch.Tensor, dict] = {}
             self.scale = Scale(grad_scaler, self.states)
             scaled = "a" if self.scale.used else "no"
-            line = f"{self.rule}, abstain={self.abstain}, transport={transport}, {scaled} grad_scaler"
+            line = f"{rules.in_words(self.rule)}, abstain={self.abstain}, transport={transport}, {scaled} grad_scaler"
         except Exception as invalid:  # whatever it is: the other ranks wait
             error = invalid
         agree(line, error, self._group)
@@ -176,8 +177,7 @@ class VoteState:
 
 def _check(rule, abstain, transport, grad_scaler, size: int):
     """Raises TypeError or ValueError, in one sentence, for arguments that cannot be meant."""
-    if not isinstance(rule, rules.Rule):
-        raise TypeError(f"rule must be ddp.signsgd() or ddp.signum(), or the compression of such, got {rule!r}")
+    rules.check_rule(rule)
     if not isinstance(abstain, bool):
         raise TypeError(f"abstain must be True or False, got {abstain!r}")
     if transport not in TRANSPORTS:

@@ -83,9 +83,21 @@ def assert_votes(net, of_all, abstain: bool = True):
         np.testing.assert_array_equal(p.grad.double().numpy(), oracle.vote(all_g, abstain))
 
 
+class Largest(rules.Rule):
+    """A rule of a user's: of momenta, the upper half by magnitude votes."""
+
+    states = ("velocity",)
+
+    def ballot(self, gradient, velocity):
+        velocity = 0.5 * velocity + gradient
+        return torch.where(velocity.abs() >= velocity.abs().median(), velocity, 0.0), velocity
+
+
 RULES = {
     "signsgd": (rules.signsgd(), hvs.Compression.signsgd()),
     "signum": (rules.signum(0.9), hvs.Compression.signum(0.9)),
+    "lion": (rules.lion(), hvs.Compression.of(rules.lion())),
+    "a rule of one's own": (hvs.Compression.of(Largest()), hvs.Compression.of(Largest())),
     "warm-up": (rules.signum(0.5, warmup=True), hvs.Compression.signum(0.5, warmup=True)),
 }
 
@@ -232,7 +244,7 @@ MISTAKES = {
     "options that differ": ({"abstain": RANK > 0}, ValueError, "they differ .rank 0: .*abstain=False"),
     "a rule of one rank": ({"rule": rules.signum(0.5 + 0.1 * RANK)}, ValueError, "they differ"),
     "a name": ({"transport": "exchange" if RANK else "direct"}, ValueError, "transport must be one of 'auto'"),
-    "no rule": ({"rule": "signum"}, TypeError, r"rule must be ddp.signsgd\(\) or ddp.signum\(\)"),
+    "no rule": ({"rule": "signum"}, TypeError, r"derived from hvs\.Rule, got 'signum'"),
     "an optimizer for a scaler": ({"grad_scaler": RANK or None}, TypeError, "must be a torch.amp.GradScaler, got int"),
     "no group": ({"process_group": "gloo"}, TypeError, "process_group must be a torch.distributed.ProcessGroup"),
 }
