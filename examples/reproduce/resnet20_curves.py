@@ -5,7 +5,8 @@
 
 The learning rate is tuned on one rank with the first seed; the others take it, since the batch is of all ranks
 together. It is made for two cores: half of the channels, some images of 14 x 14, few epochs; all of it can be changed.
-What is done already is not done again, and an interrupted training goes on after its last epoch.
+Finished trainings are lines of FOLDER/trainings.jsonl, and are not done again; one that was interrupted goes on after
+its last epoch.
 """
 
 import argparse
@@ -17,7 +18,10 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
+from recording import about
 
+SIZE = ("images", "test_images", "width", "blocks", "epochs", "batch_size")
 GRIDS = {
     "sgd": [0.03, 0.1, 0.3],
     "adam": [1e-3, 3e-3, 1e-2],
@@ -45,20 +49,17 @@ def parse_arguments(argv=None):
     return parser.parse_args(argv)
 
 
-def path_of(args, optimizer: str, lr: float, seed: int, ranks: int) -> Path:
-    """The log of one training."""
-    return args.out / f"{optimizer}-lr{lr:g}-seed{seed}-ranks{ranks}.jsonl"
-
-
-def lines_of(path: Path) -> list[dict]:
-    """A log; nothing if it is not there."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+def finished(args, **wanted) -> list[dict]:
+    """Trainings that are done, of this size, that have the `wanted` values."""
+    path = args.out / "trainings.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    wanted |= {name: getattr(args, name) for name in SIZE}
+    return [line for line in lines if all(line[key] == value for key, value in wanted.items())]
 
 
 def best_lr(args, optimizer: str) -> float | None:
     """The learning rate of the grid with the best accuracy at the end, on one rank with the first seed."""
-    ends = {lr: lines_of(path_of(args, optimizer, lr, 0, 1)) for lr in GRIDS[optimizer]}
-    ends = {lr: lines[-1]["accuracy"] for lr, lines in ends.items() if lines and lines[-1]["epoch"] == args.epochs}
+    ends = {line["lr"]: line["accuracy"][-1] for line in finished(args, optimizer=optimizer, seed=0, ranks=1)}
     return max(ends, key=ends.get) if ends else None
 
 
@@ -83,10 +84,10 @@ def _train(args, optimizer, lr, seed, ranks):
     import horovod.torch as hvd
     import resnet20_torch
 
-    path = path_of(args, optimizer, lr, seed, ranks)
-    lines = hvd.broadcast_object(lines_of(path), name="lines")
-    if lines and lines[-1]["epoch"] >= args.epochs:
+    what = {"optimizer": optimizer, "lr": lr, "seed": seed, "ranks": ranks}
+    if hvd.broadcast_object(bool(finished(args, **what)), name="finished"):
         return
+    path = args.out / f"{optimizer}-lr{lr:g}-seed{seed}-ranks{ranks}.jsonl"
     if hvd.rank() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
     steps = args.images // args.batch_size * args.epochs
@@ -99,19 +100,23 @@ def _train(args, optimizer, lr, seed, ranks):
     # A tenth after half and after three quarters of the steps, as 32k and 48k of 64k.
     resnet20_torch.main([*argv, "--no-cuda", "--milestones", str(steps // 2), str(3 * steps // 4)])
     if hvd.rank() == 0:
+        log = [json.loads(line) for line in path.read_text().splitlines()]
+        what |= {name: getattr(args, name) for name in SIZE} | {"data": log[0]["data"]}
+        what |= {key: [line[key] for line in log] for key in ("loss", "accuracy", "bytes")}
+        with (args.out / "trainings.jsonl").open("a") as file:
+            file.write(json.dumps({**what, **about()}) + "\n")
+        path.unlink()
         path.with_suffix(".pt").unlink(missing_ok=True)
 
 
-def collect(args) -> dict[tuple[str, int], list[list[dict]]]:
-    """For each optimizer and number of ranks the logs of all seeds that are done."""
+def collect(args) -> dict[tuple[str, int], list[dict]]:
+    """For each optimizer and number of ranks the trainings of all seeds that are done, at the best learning rate."""
     found = {}
     for optimizer in args.optimizers:
-        lr = best_lr(args, optimizer)
         for ranks in RANKS:
-            logs = [lines_of(path_of(args, optimizer, lr, seed, ranks)) for seed in range(args.seeds)] if lr else []
-            logs = [lines for lines in logs if lines and lines[-1]["epoch"] == args.epochs]
-            if logs:
-                found[optimizer, ranks] = logs
+            of = finished(args, optimizer=optimizer, ranks=ranks, lr=best_lr(args, optimizer))
+            if of:
+                found[optimizer, ranks] = of
     return found
 
 
@@ -120,20 +125,19 @@ def table(args, found) -> str:
     head = ["optimizer", "learning rate, of those tried (accuracy)", *(f"{r} rank{'s' * (r > 1)}" for r in RANKS)]
     rows = [[*head, f"MB sent by each of {RANKS[-1]} ranks"]]
     for optimizer in args.optimizers:
-        tried = {lr: lines_of(path_of(args, optimizer, lr, 0, 1)) for lr in GRIDS[optimizer]}
+        tried = {line["lr"]: line for line in finished(args, optimizer=optimizer, seed=0, ranks=1)}
         chosen = best_lr(args, optimizer)
         mark = {True: "**", False: ""}
         of_grid = [
-            f"{mark[lr == chosen]}{lr:g}{mark[lr == chosen]} ({100 * t[-1]['accuracy']:.1f})"
-            for lr, t in tried.items()
-            if t
+            f"{mark[lr == chosen]}{lr:g}{mark[lr == chosen]} ({100 * tried[lr]['accuracy'][-1]:.1f})"
+            for lr in sorted(tried)
         ]
         cells = []
         for ranks in RANKS:
-            ends = [100 * lines[-1]["accuracy"] for lines in found.get((optimizer, ranks), [])]
+            ends = [100 * line["accuracy"][-1] for line in found.get((optimizer, ranks), [])]
             cells.append(f"{statistics.mean(ends):.1f} % ({min(ends):.1f} to {max(ends):.1f})" if ends else "")
         most = found.get((optimizer, RANKS[-1]))
-        cells.append(f"{most[0][-1]['bytes'] / 1e6:.2f}" if most else "")
+        cells.append(f"{most[0]['bytes'][-1] / 1e6:.2f}" if most else "")
         rows.append([NAMES[optimizer], ", ".join(of_grid), *cells])
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
@@ -150,12 +154,12 @@ def draw(args, found):
     figure, axes = plt.subplots(
         1, len(counts) + 1, figsize=(3.6 * (len(counts) + 1), 3.8), sharey=True, layout="constrained"
     )
-    for (optimizer, ranks), logs in found.items():
-        accuracy = 100 * np.array([[line["accuracy"] for line in lines] for lines in logs])
+    for (optimizer, ranks), lines in found.items():
+        accuracy = 100 * np.array([line["accuracy"] for line in lines])
         style = {"color": COLOURS[optimizer], "label": NAMES[optimizer], "marker": "o", "ms": 3}
         curves = [(axes[counts.index(ranks)], np.arange(1, args.epochs + 1))]
         if ranks == counts[-1] and ranks > 1:
-            curves.append((axes[-1], np.array([line["bytes"] for line in logs[0]]) / 1e6))
+            curves.append((axes[-1], np.array(lines[0]["bytes"]) / 1e6))
         for axis, x in curves:
             axis.plot(x, accuracy.mean(0), **style)
             axis.fill_between(x, accuracy.min(0), accuracy.max(0), color=COLOURS[optimizer], alpha=0.15, lw=0)
@@ -169,7 +173,34 @@ def draw(args, found):
     picture = args.out / "resnet20.png"
     figure.savefig(picture, dpi=120)
     plt.close(figure)
-    print(f"The picture: {picture.resolve()}")
+
+
+TEXT = """# ResNet-20
+
+Written by `python examples/reproduce/resnet20_curves.py --draw`; the figures are in trainings.jsonl beside this.
+{data}, {test_images:,} to test; ResNet-20 with {width} channels in its first stage (the paper has 16), {epochs} epochs
+of {steps} steps of {batch_size} images of all ranks together, the learning rate a tenth after half and after three
+quarters of the steps; decay and momentum as in `resnet20.py`. Accuracy after the last epoch, mean (and range) of the
+seeds; the learning rate (bold) is the best of a grid on one rank with the first seed.
+
+![Accuracy by epoch and by bytes](resnet20.png)
+
+{table}
+
+{dates[0]} to {dates[1]}, commit {commits}, {machine}.
+"""
+
+
+def report(args, found):
+    """The page beside the picture."""
+    lines = [line for of in found.values() for line in of]
+    dates = sorted(line["date"] for line in lines)
+    origin = {"data": lines[0]["data"], "machine": lines[0]["machine"], "dates": (dates[0], dates[-1])}
+    origin["commits"] = ", ".join(sorted({line["commit"] for line in lines}))
+    steps = args.images // args.batch_size
+    text = TEXT.format(**vars(args) | origin | {"steps": steps, "table": table(args, found)})
+    (args.out / "README.md").write_text(text)
+    print(text)
 
 
 def main(argv=None):
@@ -180,8 +211,8 @@ def main(argv=None):
     found = collect(args)
     if not found:
         raise SystemExit(f"no finished trainings in {args.out}")
-    print(table(args, found))
     draw(args, found)
+    report(args, found)
 
 
 if __name__ == "__main__":

@@ -74,14 +74,20 @@ def test_resnet20_has_the_parameters_of_the_paper_and_its_curves_are_drawn(resne
     few = ["--out", str(tmp_path), "--optimizers", "signum", "--seeds", "1", "--images", "64", "--test-images", "50"]
     few += ["--width", "2", "--blocks", "1", "--epochs", "2", "--batch-size", "32"]
     args = resnet20_curves.parse_arguments(few)
-    for lr, accuracy in ((3e-4, 0.3), (1e-3, 0.4)):  # as if tuned on one rank
-        line = {"epoch": 2, "accuracy": accuracy, "bytes": 0}
-        resnet20_curves.path_of(args, "signum", lr, 0, 1).write_text(
-            json.dumps({**line, "epoch": 1}) + "\n" + json.dumps(line) + "\n"
-        )
+    size = {name: getattr(args, name) for name in resnet20_curves.SIZE}
+    tuned = [
+        {"optimizer": "signum", "seed": 0, "ranks": 1, "lr": lr, "accuracy": [0.2, accuracy]}
+        for lr, accuracy in ((3e-4, 0.3), (1e-3, 0.4))
+    ]
+    rest = {**size, "bytes": [0, 0], "data": "digits", "date": "", "commit": "", "machine": ""}
+    trainings = tmp_path / "trainings.jsonl"
+    trainings.write_text("".join(json.dumps({**line, **rest}) + "\n" for line in tuned))  # as if on one rank
     resnet20_curves.main(few)
     if RANK == 0:
-        assert resnet20_curves.path_of(args, "signum", 1e-3, 0, 2).exists()
+        new = json.loads(trainings.read_text().splitlines()[-1])
+        assert (
+            new["ranks"] == 2 and new["lr"] == 1e-3 and len(new["accuracy"]) == 2 and {"date", "commit"} <= new.keys()
+        )
         resnet20_curves.main([*few, "--draw"])
-        assert "**0.001** (40.0)" in capsys.readouterr().out
+        assert "**0.001** (40.0)" in capsys.readouterr().out and "**0.001**" in (tmp_path / "README.md").read_text()
         assert (tmp_path / "resnet20.png").read_bytes().startswith(b"\x89PNG")
