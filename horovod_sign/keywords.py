@@ -1,11 +1,30 @@
 """Horovod's keywords: what a vote cannot have is refused; what means nothing for a vote asks for nothing."""
 
+from collections.abc import Mapping
+from typing import Any, TypedDict
+
 _DEFAULTS = {"gradient_predivide_factor": 1.0, "num_groups": 0, "groups": None}
 _OPS = ("Average", "Sum", "Adasum", "Min", "Max", "Product")
 _ALIKE = ("Average", "Sum")  # the sign of an average is that of the sum
 
 
-def check_keywords(wrapper: str, given: dict, hvd, without_effect: frozenset[str] = frozenset()):
+class HorovodKeywords(TypedDict, total=False):
+    """What else Horovod's wrappers take, and ours if it asks for nothing that a vote cannot have."""
+
+    op: Any
+    gradient_predivide_factor: float
+    num_groups: int
+    groups: Any
+    device_dense: str
+    device_sparse: str
+    use_locking: bool
+    average_aggregated_gradients: bool
+    scale_local_gradients: bool
+
+
+def check_keywords(
+    wrapper: str, given: Mapping[str, Any], hvd: Any, without_effect: frozenset[str] = frozenset()
+) -> None:
     """Raises TypeError, in one sentence, for keywords that ask for what a vote cannot have.
 
     Args:
@@ -26,7 +45,7 @@ def check_keywords(wrapper: str, given: dict, hvd, without_effect: frozenset[str
         )
 
 
-def without_horovods_default(compression, horovods):
+def without_horovods_default(compression: Any, horovods: Any) -> Any:
     """The compression that a wrapper was given, which may be Horovod's default by name, as scripts have it.
 
     Args:
@@ -36,7 +55,7 @@ def without_horovods_default(compression, horovods):
     return None if compression is horovods.none else compression
 
 
-def wrong_compression(compression) -> TypeError:
+def wrong_compression(compression: object) -> TypeError:
     """The error about a compression that is not ours."""
     if isinstance(compression, str):
         return TypeError(
@@ -50,12 +69,12 @@ def wrong_compression(compression) -> TypeError:
     )
 
 
-def _asks_for_nothing(name: str, value, hvd) -> bool:
+def _asks_for_nothing(name: str, value: Any, hvd: Any) -> bool:
     if name == "op":
         return value is None or value in [getattr(hvd, op) for op in _ALIKE if hasattr(hvd, op)]
     return name in _DEFAULTS and (value is None if _DEFAULTS[name] is None else value == _DEFAULTS[name])
 
 
-def _described(name: str, value, hvd) -> str:
+def _described(name: str, value: Any, hvd: Any) -> str:
     ops = [op for op in _OPS if name == "op" and getattr(hvd, op, None) == value]
     return f"op={ops[0]}" if ops else name

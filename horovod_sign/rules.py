@@ -22,6 +22,7 @@ import functools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 class Rule:
@@ -38,7 +39,7 @@ class Rule:
     states: tuple[str, ...] = ()
     warmup_steps: int = 0
 
-    def ballot(self, gradient, *states):
+    def ballot(self, gradient: Any, *states: Any) -> Any:
         """What this worker votes on, and what becomes of its states.
 
         Called for one parameter, and outside of any recording of gradients. What it is given may be changed in place.
@@ -60,7 +61,7 @@ class Rule:
         return False
 
     @property
-    def betas(self) -> tuple[float, float] | None:
+    def betas(self) -> tuple[float, float | None] | None:
         """The two betas of an `Interpolation`, by which kernels compute it; None: only `ballot` knows what this is."""
         return None
 
@@ -78,7 +79,7 @@ class Rule:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in sorted(vars(self).items()))})"
 
-    def __eq__(self, other) -> bool:
+    def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and in_words(self) == in_words(other)
 
     def __hash__(self) -> int:
@@ -103,15 +104,16 @@ class Interpolation(Rule):
     warmup_steps: int = 0
 
     @property
-    def states(self) -> tuple[str, ...]:
+    def states(self) -> tuple[str, ...]:  # type: ignore[override]
         """torch's name for a momentum."""
         return () if self.beta_state is None else ("momentum_buffer",)
 
-    def ballot(self, gradient, *states):
+    def ballot(self, gradient: Any, *states: Any) -> Any:
         """The equations above. The kernels compute the same, and round each product and each sum by itself."""
-        if not states:
+        if self.beta_state is None:
             return gradient
-        vote, state = (beta * states[0] + (1 - beta) * gradient for beta in self.betas)
+        betas = (self.beta_vote, self.beta_state)  # also where a class derived from this one calls super().ballot
+        vote, state = (beta * states[0] + (1 - beta) * gradient for beta in betas)
         return vote, state
 
     @property
@@ -119,7 +121,7 @@ class Interpolation(Rule):
         return self.betas is not None and not self.states
 
     @property
-    def betas(self) -> tuple[float, float] | None:
+    def betas(self) -> tuple[float, float | None] | None:
         if type(self).ballot is not Interpolation.ballot:  # a class derived from this one has another
             return None
         return self.beta_vote, self.beta_state
@@ -163,7 +165,7 @@ def in_words(rule: Rule) -> str:
     return f"{words} of {', '.join(rule.states)}" if rule.states else words
 
 
-def _check_beta(name: str, beta: float):
+def _check_beta(name: str, beta: float) -> None:
     if not 0.0 <= beta < 1.0:
         raise ValueError(f"{name} must be at least 0 and less than 1, got {beta!r}")
 
@@ -180,7 +182,7 @@ def warmup_length(momentum: float) -> int:
     return c
 
 
-def check_rule(rule) -> Rule:
+def check_rule(rule: Any) -> Rule:
     """`rule`, if it is one.
 
     Raises:
@@ -201,7 +203,7 @@ def check_rule(rule) -> Rule:
     return rule
 
 
-def checked_ballot(rule: Rule, gradient, states: Sequence, tensor: Callable, kind: Callable) -> tuple:
+def checked_ballot(rule: Rule, gradient: Any, states: Sequence, tensor: Callable, kind: Callable) -> tuple:
     """What `rule.ballot` returns, as a tuple of tensors.
 
     Args:
@@ -240,7 +242,7 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or ["no message"])[0]
 
 
-def check_step(lr: float, weight_decay: float):
+def check_step(lr: float, weight_decay: float) -> None:
     """Raises ValueError unless both are numbers that are at least 0 (NaN is not)."""
     if not lr >= 0.0:
         raise ValueError(f"lr must be at least 0, got {lr!r}")

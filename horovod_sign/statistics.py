@@ -5,7 +5,7 @@ All of it is counted on bit planes (by popcount), locally: no rank sends anythin
 
 import math
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from horovod_sign.algebra import kernels
 from horovod_sign.voting.messages import Planes
@@ -41,7 +41,7 @@ class VoteStatistics(NamedTuple):
     bytes_sent: int = 0
     bytes_float32: int = 0
 
-    def add_scalars(self, writer, step: int | None = None, prefix: str = "votes/"):
+    def add_scalars(self, writer: Any, step: int | None = None, prefix: str = "votes/") -> None:
         """Writes all of it as scalars.
 
         Args:
@@ -54,7 +54,7 @@ class VoteStatistics(NamedTuple):
                 writer.add_scalar(prefix + tag, value, self.step if step is None else step)
 
 
-def summarise(size: int, both: int, alike: int, abstained: int, ties: int, **others) -> VoteStatistics:
+def summarise(size: int, both: int, alike: int, abstained: int, ties: int, **others: Any) -> VoteStatistics:
     """The statistics of counted coordinates.
 
     Args:
@@ -82,22 +82,22 @@ class Monitor:
         one_bit: ties are +1 (`abstain=False`).
     """
 
-    def __init__(self, voter: str, size: int, one_bit: bool):
+    def __init__(self, voter: str, size: int, one_bit: bool) -> None:
         self.latest = VoteStatistics()
         self._voter, self._size, self._one_bit = voter, size, one_bit
         self._mean, self._measured, self._reported = math.nan, 0, False
         self.begin()
 
-    def restart(self, voter: str, size: int):
+    def restart(self, voter: str, size: int) -> None:
         """Goes on among other ranks."""
         self._voter, self._size = voter, size
         self._mean, self._measured = math.nan, 0
 
-    def begin(self):
+    def begin(self) -> None:
         """A new step."""
         self._coordinates = self._abstained = self._nans = self._ties = self._both = self._alike = 0
 
-    def count(self, ballot: Planes, decided: Planes, coordinates: int, abstained: int, nans: int):
+    def count(self, ballot: Planes, decided: Planes, coordinates: int, abstained: int, nans: int) -> None:
         """One vote of the step.
 
         Args:
@@ -118,7 +118,7 @@ class Monitor:
         self._abstained += abstained
         self._nans += nans
 
-    def end(self, bytes_sent: int):
+    def end(self, bytes_sent: int) -> None:
         """The step is over."""
         latest = summarise(
             self._size,
@@ -135,7 +135,7 @@ class Monitor:
         self._follow(latest.agreement)
         self.latest = latest._replace(mean_agreement=self._mean)
 
-    def _follow(self, agreement: float):
+    def _follow(self, agreement: float) -> None:
         if math.isnan(agreement):
             return
         self._measured += 1
@@ -191,7 +191,7 @@ def chance_agreement(size: int, one_bit: bool = False) -> float:
     the more ranks there are. Ties do not count; with `one_bit` they are +1, with which half of the votes agree.
     """
 
-    def binomial(n, k):  # C(n, k) / 2^n without overflow
+    def binomial(n: int, k: int) -> float:  # C(n, k) / 2^n without overflow
         return math.exp(math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) - n * math.log(2))
 
     decided = 1.0 if size % 2 or one_bit else 1 - binomial(size, size // 2)

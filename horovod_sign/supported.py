@@ -12,7 +12,7 @@ _REMEDIES = {
 }
 
 
-def refuse_older(ours: str, **versions: str):
+def refuse_older(ours: str, **versions: str) -> None:
     """Raises ImportError if something is too old.
 
     Args:

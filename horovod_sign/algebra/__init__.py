@@ -7,7 +7,11 @@ votes). Planes are uint8 arrays of whole 64-bit words, little endian in bytes an
 `native` has the same operations over raw memory, for adapters; `reference` says in plain NumPy what they compute.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 from . import native
 from .native import dtype_code, kernels, supported
@@ -32,12 +36,12 @@ __all__ = [
 ]
 
 
-def plane_bytes(n):
+def plane_bytes(n: int) -> int:
     """The length in bytes of a plane of n coordinates: 8 ceil(n / 64)."""
     return (n + 63) // 64 * 8
 
 
-def _floats(x):
+def _floats(x: Any) -> tuple[np.ndarray, str]:
     """x as a flat C-contiguous array in native byte order, and its dtype's name; TypeError if not floating point."""
     x = np.asarray(x)
     dtype_code(x.dtype)
@@ -46,7 +50,7 @@ def _floats(x):
     return np.ascontiguousarray(x).reshape(-1), x.dtype.name
 
 
-def _plane(plane, n, what):
+def _plane(plane: Any, n: int, what: str) -> Any:
     """A plane checked to be uint8 and to hold n coordinates, made contiguous; None stays None."""
     if plane is None:
         return None
@@ -58,12 +62,12 @@ def _plane(plane, n, what):
     return np.ascontiguousarray(plane)
 
 
-def _check_count(n):
+def _check_count(n: int) -> None:
     if n < 0:
         raise ValueError(f"the number of coordinates cannot be negative, but is {n}")
 
 
-def pack_signs(x):
+def pack_signs(x: ArrayLike) -> np.ndarray:
     """The sign bits of an array: uint8 array of ceil(n / 8) bytes, for n = x.size.
 
     Bit i % 8 of byte i / 8 is 1 where x[i], in C order, has its IEEE sign bit set (so -0.0 packs as minus, and so does
@@ -76,7 +80,7 @@ def pack_signs(x):
     return sign[: (x.size + 7) // 8]
 
 
-def unpack_signs(packed, n):
+def unpack_signs(packed: np.ndarray, n: int) -> np.ndarray:
     """The first n packed signs: int8 array of +1 (bit 0) and -1 (bit 1).
 
     TypeError if `packed` is not a one-dimensional uint8 array, ValueError if it is too short or n is negative.
@@ -84,7 +88,7 @@ def unpack_signs(packed, n):
     return unpack_votes(packed, None, n)
 
 
-def pack_ballot(x, abstain=True):
+def pack_ballot(x: ArrayLike, abstain: bool = True) -> tuple[np.ndarray, np.ndarray | None, int, int]:
     """(sign plane, nonzero plane or None, zeros, NaNs) of an array of any shape.
 
     abstain=True: coordinates that are +-0 or NaN abstain, and are counted; the nonzero plane is None when there are
@@ -101,7 +105,9 @@ def pack_ballot(x, abstain=True):
     return sign, nonzero if zeros + nans else None, zeros, nans
 
 
-def tally(signs, nonzeros=None, one_bit=False):
+def tally(
+    signs: Sequence[np.ndarray], nonzeros: Sequence[np.ndarray | None] | None = None, one_bit: bool = False
+) -> tuple[np.ndarray, np.ndarray | None]:
     """(sign plane, nonzero plane or None) of the majority of M >= 1 ballots.
 
     signs: sequence of M sign planes of one length. nonzeros: sequence of M nonzero planes, each may be None (that
@@ -122,13 +128,13 @@ def tally(signs, nonzeros=None, one_bit=False):
     return sign, nonzero if ties else None
 
 
-def all_ones(plane):
+def all_ones(plane: np.ndarray) -> bool:
     """Whether a nonzero plane, or a piece of one, abstains nowhere."""
     plane = _plane(plane, 0, "a nonzero plane")
     return kernels().all_ones(plane, plane.size)
 
 
-def unpack_votes(sign, nonzero, n):
+def unpack_votes(sign: np.ndarray, nonzero: np.ndarray | None, n: int) -> np.ndarray:
     """The first n votes of a ballot or of a majority: int8 array of +1, -1, and 0 where the nonzero bit is 0."""
     _check_count(n)
     out = np.empty(n, np.int8)
@@ -136,19 +142,21 @@ def unpack_votes(sign, nonzero, n):
     return out
 
 
-def counts_bits(voters):
+def counts_bits(voters: int) -> int:
     """The narrowest field, of 2, 4, 8 or 16 bits, that holds the sum of this many encoded votes (0 to 2 * voters)."""
     if not 1 <= voters <= 32767:
         raise ValueError(f"votes are counted in at most 16 bits, for 1 to 32767 voters, not {voters}")
     return next(bits for bits in (2, 4, 8, 16) if 2**bits - 1 >= 2 * voters)
 
 
-def field_bytes(bits, n):
+def field_bytes(bits: int, n: int) -> int:
     """The length in bytes of n fields: ceil(n bits / 8)."""
     return (n * bits + 7) // 8
 
 
-def encode_counts(bits, sign, nonzero, n, out=None):
+def encode_counts(
+    bits: int, sign: np.ndarray, nonzero: np.ndarray | None, n: int, out: np.ndarray | None = None
+) -> np.ndarray:
     """n votes as fields that can be summed: uint8 array of ceil(n bits / 8) bytes.
 
     Field i = vote + 1 (0 minus, 1 abstains, 2 plus) takes bits i * bits to (i + 1) * bits - 1 of the array, lowest bit
@@ -162,7 +170,9 @@ def encode_counts(bits, sign, nonzero, n, out=None):
     return out
 
 
-def decode_counts(bits, fields, voters, n, one_bit=False):
+def decode_counts(
+    bits: int, fields: np.ndarray, voters: int, n: int, one_bit: bool = False
+) -> tuple[np.ndarray, np.ndarray | None]:
     """(sign plane, nonzero plane or None) from n fields, each the sum over `voters` encoded ballots.
 
     A field above `voters` is plus, below minus, equal a tie. The nonzero plane is None if there are no ties.
@@ -178,7 +188,7 @@ def decode_counts(bits, fields, voters, n, one_bit=False):
     return sign, nonzero if ties else None
 
 
-def put_field(fields, bits, index, value):
+def put_field(fields: np.ndarray, bits: int, index: int, value: int) -> None:
     """Sets field `index` of an array of fields to `value`."""
     if not 0 <= value < 2**bits:
         raise ValueError(f"{value} does not fit in {bits} bits")
@@ -189,7 +199,7 @@ def put_field(fields, bits, index, value):
     fields[byte] = (int(fields[byte]) & ~((2**bits - 1) << shift)) | value << shift
 
 
-def get_field(fields, bits, index):
+def get_field(fields: np.ndarray, bits: int, index: int) -> int:
     """The value of field `index` of an array of fields."""
     if bits == 16:
         return int(fields[2 * index]) | int(fields[2 * index + 1]) << 8

@@ -2,7 +2,8 @@
 
 import functools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import horovod.tensorflow as hvd
 import numpy as np
@@ -20,7 +21,12 @@ _NAME = "horovod_sign.tf.broadcast"
 
 
 @tf.autograph.experimental.do_not_convert
-def broadcast_variables(variables, root_rank: int = 0, process_set=hvd.global_process_set, inplace: bool = False):
+def broadcast_variables(
+    variables: Iterable[Any],
+    root_rank: int = 0,
+    process_set: hvd.ProcessSet = hvd.global_process_set,
+    inplace: bool = False,
+) -> Any:
     """Gives all ranks the values that `variables` have on `root_rank`. Eagerly, or as a part of a `tf.function`.
 
     Args:

@@ -4,7 +4,7 @@ In Horovod's own `DistributedGradientTape` and `allreduce`, with op=hvd.Sum, a g
 of an int64 tensor, added by an ordinary allreduce) and comes back as the vote, -1, 0 or +1, in the gradient's dtype.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import horovod.tensorflow as hvd
 import tensorflow as tf
@@ -37,7 +37,7 @@ class SignCompressor:
         memories: what `hvs.DistributedGradientTape` remembers between steps, by the variables it is for.
     """
 
-    def __init__(self, rule: rules.Rule, abstain: bool = True):
+    def __init__(self, rule: rules.Rule, abstain: bool = True) -> None:
         self.rule, self._abstain = rule, abstain
         self.memories: dict = {}
 
@@ -60,7 +60,7 @@ class SignCompressor:
         """By this rank to others in that vote."""
         return self.vote_statistics().bytes_sent
 
-    def compress(self, tensor: tf.Tensor):
+    def compress(self, tensor: tf.Tensor) -> tuple[tf.Tensor, Any]:
         """The fields of this rank's ballot, as int64 words, and what `decompress` needs."""
         if self.rule.states:
             raise ValueError(_NO_MOMENTUM)
@@ -72,7 +72,7 @@ class SignCompressor:
         words = messages.encode_fields(Planes(*packer(self._abstain)([tensor])), bits)
         return at_each_run(words), _Context(tuple(tensor.shape), tensor.dtype, bits, words)
 
-    def decompress(self, tensor: tf.Tensor, ctx) -> tf.Tensor:
+    def decompress(self, tensor: tf.Tensor, ctx: Any) -> tf.Tensor:
         """The vote in the summed words, in the shape and dtype of the gradient."""
         tensor = tf.ensure_shape(tensor, ctx.words.shape)
         # The last word counts the voters. An average makes it 1 (or 0) whatever their number; so does a sum when all

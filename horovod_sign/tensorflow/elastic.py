@@ -1,7 +1,9 @@
 """Elastic Horovod for TensorFlow: Horovod's, with a `run` that knows all failures, and a state for Keras 3 models."""
 
 import functools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import horovod.tensorflow.elastic
 import tensorflow as tf
@@ -21,7 +23,7 @@ def __getattr__(name: str):
     raise AttributeError(f"module {__name__} has no attribute {name}")
 
 
-def run(func):
+def run(func: Callable[..., Any]) -> Callable[..., Any]:
     """Horovod's `elastic.run`, which by itself takes a failed alltoall for the end of the job.
 
     Args:
@@ -38,7 +40,7 @@ def run(func):
 
 
 @contextmanager
-def horovods_failures():
+def horovods_failures() -> Iterator[None]:
     """Inside, a Horovod op that fails because a rank is gone raises what elastic Horovod expects."""
     try:
         yield

@@ -1,6 +1,7 @@
 """`DistributedGradientTape`: a gradient tape whose gradients are the majority vote of all ranks."""
 
 import weakref
+from typing import TYPE_CHECKING, Any
 
 import horovod.tensorflow as hvd
 import tensorflow as tf
@@ -14,6 +15,11 @@ from horovod_sign.tensorflow.memory import OwnMomentum, Sums
 from horovod_sign.tensorflow.scales import Scale
 from horovod_sign.tensorflow.variables import variable
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from horovod_sign.keywords import HorovodKeywords
+
 _DEFAULT = Compression.signsgd()
 scaled_losses.watch()
 
@@ -22,11 +28,11 @@ def DistributedGradientTape(
     gradtape: tf.GradientTape,
     compression: SignCompressor | None = None,
     sparse_as_dense: bool = False,
-    process_set=hvd.global_process_set,
+    process_set: hvd.ProcessSet = hvd.global_process_set,
     abstain: bool = True,
     transport: str = "auto",
     backward_passes_per_step: int = 1,
-    **unsupported,
+    **unsupported: "Unpack[HorovodKeywords]",
 ) -> tf.GradientTape:
     """Wraps a gradient tape so that its gradients are the votes of all ranks: -1, 0 or +1, in the gradient's dtype.
 
@@ -79,12 +85,18 @@ def DistributedGradientTape(
 class VotingTape(tf.GradientTape):
     """A tape whose gradients are votes; everything else is the wrapped tape's."""
 
-    def __init__(self, tape: tf.GradientTape, compression: SignCompressor, options: "_Options"):
+    def __init__(self, tape: tf.GradientTape, compression: SignCompressor, options: "_Options") -> None:
         super().__init__()
         self._wrapped, self._compression, self._options = tape, compression, options
 
     @tf.autograph.experimental.do_not_convert
-    def gradient(self, target, sources, output_gradients=None, unconnected_gradients=tf.UnconnectedGradients.NONE):
+    def gradient(
+        self,
+        target: Any,
+        sources: Any,
+        output_gradients: Any = None,
+        unconnected_gradients: tf.UnconnectedGradients = tf.UnconnectedGradients.NONE,
+    ) -> Any:
         """The votes on the gradients of `target`, in the structure of `sources`."""
         gradients = self._wrapped.gradient(target, sources, output_gradients, unconnected_gradients)
         # None gradients are leaves too; IndexedSlices must stay whole.
@@ -94,7 +106,7 @@ class VotingTape(tf.GradientTape):
         votes = _remembered(self._compression, variables, flat, self._options).vote(flat, scaler)
         return tf.nest.pack_sequence_as(sources, votes)
 
-    def register_local_source(self, source):
+    def register_local_source(self, source: tf.Variable) -> None:
         """Horovod's, for variables that each rank has for itself. Not possible here."""
         raise NotImplementedError(
             "hvs.DistributedGradientTape has no local sources: votes are on all sources that `gradient` is given; give "
@@ -108,23 +120,23 @@ class VotingTape(tf.GradientTape):
     def __exit__(self, kind, value, traceback):
         self._wrapped.__exit__(kind, value, traceback)
 
-    def watch(self, tensor):
+    def watch(self, tensor: Any) -> None:
         self._wrapped.watch(tensor)
 
-    def stop_recording(self):
+    def stop_recording(self) -> Any:
         return self._wrapped.stop_recording()
 
-    def reset(self):
+    def reset(self) -> None:
         self._wrapped.reset()
 
-    def watched_variables(self):
+    def watched_variables(self) -> Any:
         return self._wrapped.watched_variables()
 
-    def jacobian(self, *args, **kwargs):
+    def jacobian(self, *args: Any, **kwargs: Any) -> Any:
         """The wrapped tape's: not voted on."""
         return self._wrapped.jacobian(*args, **kwargs)
 
-    def batch_jacobian(self, *args, **kwargs):
+    def batch_jacobian(self, *args: Any, **kwargs: Any) -> Any:
         """The wrapped tape's: not voted on."""
         return self._wrapped.batch_jacobian(*args, **kwargs)
 

@@ -1,11 +1,13 @@
 """Other wrappers of `horovod.tensorflow`, where Horovod's would average, or with Keras 3 reduce nothing."""
 
+from typing import Any
+
 import tensorflow as tf
 
 from horovod_sign.tensorflow.tape import DistributedGradientTape
 
 
-def DistributedOptimizer(optimizer, name: str | None = None, **options):
+def DistributedOptimizer(optimizer: Any, name: str | None = None, **options: Any) -> Any:
     """`horovod_sign.tensorflow.keras.DistributedOptimizer`, for Keras 3 optimizers.
 
     Raises:
@@ -21,7 +23,9 @@ def DistributedOptimizer(optimizer, name: str | None = None, **options):
     return keras.DistributedOptimizer(optimizer, name, **options)
 
 
-def PartialDistributedGradientTape(gradtape: tf.GradientTape, *args, local_layers=None, **options) -> tf.GradientTape:
+def PartialDistributedGradientTape(
+    gradtape: tf.GradientTape, *args: Any, local_layers: Any = None, **options: Any
+) -> tf.GradientTape:
     """`DistributedGradientTape`, if there are no local layers.
 
     Raises:

@@ -49,7 +49,7 @@ def corrupt(parameters: Iterable[torch.Tensor], kind: str, seed: int = 0, every:
 class _Corruption:
     """A hook on the gradients of one parameter."""
 
-    def __init__(self, make, generator: torch.Generator, every: int):
+    def __init__(self, make: Callable, generator: torch.Generator, every: int):
         self._make, self._generator, self._every, self._seen = make, generator, every, 0
 
     def __call__(self, gradient: torch.Tensor) -> torch.Tensor | None:

@@ -22,7 +22,7 @@ ALL_RANKS = "horovod_sign_momenta"
 _MOMENTUM = "momentum_buffer"  # which had its place in checkpoints before rules had other states
 
 
-def gather_state_dict(optimizer, root_rank: int = 0) -> dict | None:
+def gather_state_dict(optimizer: torch.optim.Optimizer, root_rank: int = 0) -> dict | None:
     """The state of an `hvs.DistributedOptimizer` with the momenta of all ranks, for one checkpoint.
 
     A collective of the ranks that vote. They are gathered one parameter at a time; the root holds M times the momentum
@@ -51,7 +51,7 @@ def gather_state_dict(optimizer, root_rank: int = 0) -> dict | None:
     return {**state_dict, ALL_RANKS: {**saved, "states": of_all} if of_all else saved}
 
 
-def of_this_rank(state_dict: dict, process_set) -> dict:
+def of_this_rank(state_dict: dict, process_set: hvd.ProcessSet) -> dict:
     """A state dict as `optimizer.state_dict()` of this rank would have given it, from one with the momenta of all."""
     if ALL_RANKS not in state_dict:
         return state_dict
@@ -75,7 +75,7 @@ def _holders(state_dict: dict) -> dict[int, dict]:
     return state_dict["horovod_sign"] if "horovod_sign" in state_dict else state_dict["state"]
 
 
-def _states(optimizer, state_dict: dict) -> Iterator[tuple[str, int, torch.Tensor]]:
+def _states(optimizer: torch.optim.Optimizer, state_dict: dict) -> Iterator[tuple[str, int, torch.Tensor]]:
     """The states that this rank votes by: name, number of the parameter, value."""
     rules = [optimizer.vote_rule(group) for group in optimizer.param_groups for _ in group["params"]]
     holders = _holders(state_dict)

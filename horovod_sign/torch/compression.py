@@ -4,7 +4,8 @@ In Horovod's own `DistributedOptimizer` and `allreduce`, with op=hvd.Sum, a grad
 an int64 tensor, added by an ordinary allreduce) and comes back as the vote, -1, 0 or +1, of the gradient's dtype.
 """
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import horovod.torch as hvd
 import numpy as np
@@ -20,14 +21,16 @@ from horovod_sign.voting import messages
 class SignCompressor:
     """A compressor in Horovod's sense, and the rule of an `hvs.DistributedOptimizer`. Made by `Compression`."""
 
-    def __init__(self, rule: rules.Rule, abstain: bool = True, named_parameters=None):
+    def __init__(
+        self, rule: rules.Rule, abstain: bool = True, named_parameters: Iterable[tuple[str, torch.Tensor]] | None = None
+    ) -> None:
         self.rule, self._abstain = rules.check_rule(rule), abstain
         self._parameters = None if named_parameters is None else [p for _, p in named_parameters]
         self._states: dict[torch.Tensor, dict] = {}
 
     # Dynamo would trace into the kernels, whose addresses it takes for numbers.
     @torch.compiler.disable
-    def compress(self, tensor: torch.Tensor):
+    def compress(self, tensor: torch.Tensor) -> tuple[torch.Tensor, Any]:
         """The fields of this rank's ballot, as int64 words, and what `decompress` needs."""
         voted = tensor
         if not self.rule.takes_gradient:
@@ -38,7 +41,7 @@ class SignCompressor:
         return torch.from_numpy(words), _Context(tensor.shape, tensor.dtype, tensor.device, ballot)
 
     @torch.compiler.disable
-    def decompress(self, tensor: torch.Tensor, ctx) -> torch.Tensor:
+    def decompress(self, tensor: torch.Tensor, ctx: Any) -> torch.Tensor:
         """The vote in the summed words, in the shape and dtype of the gradient."""
         if ctx is None:
             raise ValueError(
@@ -74,7 +77,7 @@ class _Context(NamedTuple):
     ballot: messages.Planes
 
 
-def check_summed(words: np.ndarray, own: np.ndarray | None):
+def check_summed(words: np.ndarray, own: Any) -> None:
     """Raises ValueError if `words` is an average of fields and not a sum, which would silently be a wrong vote.
 
     The last word counts the voters. An average makes it 1 (or 0) whatever their number; so does a sum when all the
@@ -100,7 +103,10 @@ class Compression(hvd.Compression):
 
     @staticmethod
     def signum(
-        momentum: float = 0.9, warmup: bool = False, abstain: bool = True, named_parameters=None
+        momentum: float = 0.9,
+        warmup: bool = False,
+        abstain: bool = True,
+        named_parameters: Iterable[tuple[str, torch.Tensor]] | None = None,
     ) -> SignCompressor:
         """Vote on each worker's momentum of its gradients (see `hvs.Signum`).
 
@@ -114,7 +120,11 @@ class Compression(hvd.Compression):
         return SignCompressor(rules.signum(momentum, warmup), abstain, named_parameters)
 
     @staticmethod
-    def lion(betas: tuple[float, float] = (0.9, 0.99), abstain: bool = True, named_parameters=None) -> SignCompressor:
+    def lion(
+        betas: tuple[float, float] = (0.9, 0.99),
+        abstain: bool = True,
+        named_parameters: Iterable[tuple[str, torch.Tensor]] | None = None,
+    ) -> SignCompressor:
         """Vote as Distributed Lion does (see `hvs.Lion`).
 
         Args:
@@ -124,7 +134,9 @@ class Compression(hvd.Compression):
         return SignCompressor(rules.lion(*betas), abstain, named_parameters)
 
     @staticmethod
-    def of(rule: rules.Rule, abstain: bool = True, named_parameters=None) -> SignCompressor:
+    def of(
+        rule: rules.Rule, abstain: bool = True, named_parameters: Iterable[tuple[str, torch.Tensor]] | None = None
+    ) -> SignCompressor:
         """Vote by a rule, of one's own for example (see `hvs.Rule`).
 
         Args:

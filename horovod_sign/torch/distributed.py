@@ -2,7 +2,9 @@
 
 import functools
 import warnings
+from collections.abc import Iterable
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import horovod.torch as hvd
 import torch
@@ -31,6 +33,11 @@ from horovod_sign.torch.sparse import make_sparse
 from horovod_sign.torch.spent import Spent
 from horovod_sign.torch.votes import Options, Votes
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from horovod_sign.keywords import HorovodKeywords
+
 _SYNCHRONIZED_TWICE = (
     "optimizer.step() called without optimizer.skip_synchronize() context after optimizer.synchronize(): this votes a "
     "second time on what the first vote left as gradients"
@@ -52,10 +59,10 @@ _OWN_TO_A_CLASS = ("__dict__", "__weakref__", "__doc__")
 
 def DistributedOptimizer(
     optimizer: torch.optim.Optimizer,
-    named_parameters=None,
+    named_parameters: Iterable[tuple[str, torch.Tensor]] | None = None,
     compression: SignCompressor | None = None,
     backward_passes_per_step: int = 1,
-    process_set=hvd.global_process_set,
+    process_set: hvd.ProcessSet = hvd.global_process_set,
     abstain: bool = True,
     transport: str = "auto",
     bucket_cap_mb: float = 25.0,
@@ -64,8 +71,8 @@ def DistributedOptimizer(
     sparse_as_dense: bool = True,
     hierarchical: bool = False,
     check_replicas: int = 100,
-    **unsupported,
-):
+    **unsupported: "Unpack[HorovodKeywords]",
+) -> torch.optim.Optimizer:
     """Wraps a torch optimizer so that each step is taken by majority vote, while `backward` still runs.
 
     Each worker votes one bit a coordinate: the sign of its gradient (signSGD), of its own momentum (Signum), or of what

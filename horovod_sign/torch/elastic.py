@@ -11,6 +11,8 @@ After a reset the votes are among the new ranks. Each rank that was there before
 failure, that of its last commit); one that joins starts from the mean of theirs, and with rank 0's parameters.
 """
 
+from typing import Any
+
 import horovod.torch as hvd
 import horovod.torch.elastic
 import torch
@@ -28,18 +30,20 @@ class TorchState(horovod.torch.elastic.TorchState):
         model, optimizer, kwargs: as Horovod's; any number of models, optimizers and other values.
     """
 
-    def __init__(self, model=None, optimizer=None, **kwargs):
+    def __init__(
+        self, model: torch.nn.Module | None = None, optimizer: torch.optim.Optimizer | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(model=model, optimizer=optimizer, **kwargs)
         for each in self._voting_optimizers():
             each._votes.is_elastic = True
 
-    def on_reset(self):
+    def on_reset(self) -> None:
         """Horovod has been initialised anew: what was under way is void, and votes wait until all agree again."""
         for each in self._voting_optimizers():
             each._votes.lapse()
         super().on_reset()
 
-    def sync(self):
+    def sync(self) -> None:
         """As Horovod's, except that momenta stay with their ranks."""
         kept = {name: _momenta(optimizer) for name, optimizer in self._named_optimizers().items()}
         super().sync()
@@ -54,18 +58,18 @@ class TorchState(horovod.torch.elastic.TorchState):
         return list(self._named_optimizers().values())
 
 
-def _states(optimizer) -> list[tuple[str, dict]]:
+def _states(optimizer: Any) -> list[tuple[str, dict]]:
     """What this rank votes by: (name, where it is kept)."""
     places = [(optimizer.vote_rule(group), p) for group in optimizer.param_groups for p in group["params"]]
     held = [(name, optimizer.vote_state(p)) for rule, p in places for name in rule.states]
     return [(name, state) for name, state in held if name in state]
 
 
-def _momenta(optimizer) -> list[torch.Tensor]:
+def _momenta(optimizer: Any) -> list[torch.Tensor]:
     return [state[name].clone() for name, state in _states(optimizer)]
 
 
-def _share_momenta(optimizer, kept: list[torch.Tensor], name: str):
+def _share_momenta(optimizer: Any, kept: list[torch.Tensor], name: str) -> None:
     """Gives each rank with a history its momenta back, and the mean of them to those without."""
     old = optimizer._votes.has_history
     number = int(hvd.allreduce(torch.tensor([int(old)], device="cpu"), name=f"{name}.number", op=hvd.Sum))

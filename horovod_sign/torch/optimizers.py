@@ -5,6 +5,9 @@ the majority vote of all (distributed). Weight decay is decoupled (Bernstein et 
 Algorithm 1).
 """
 
+from collections.abc import Callable, Iterable
+from typing import Any
+
 import torch
 
 from horovod_sign import rules
@@ -33,14 +36,21 @@ class SignOptimizer(torch.optim.Optimizer):
         ValueError: a negative lr or weight_decay.
     """
 
-    def __init__(self, params, lr: float, rule: rules.Rule, weight_decay: float = 0.0, **defaults):
+    def __init__(
+        self,
+        params: Iterable[torch.Tensor] | Iterable[dict[str, Any]],
+        lr: float,
+        rule: rules.Rule,
+        weight_decay: float = 0.0,
+        **defaults: Any,
+    ) -> None:
         self._own_rule = rules.check_rule(rule)
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, **defaults})
 
     def __getstate__(self) -> dict:
         return {**super().__getstate__(), "_own_rule": self._own_rule}  # torch's own has not all attributes
 
-    def add_param_group(self, param_group: dict):
+    def add_param_group(self, param_group: dict) -> None:
         super().add_param_group(param_group)
         try:
             group = self.param_groups[-1]
@@ -55,7 +65,7 @@ class SignOptimizer(torch.optim.Optimizer):
         return self._own_rule
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step; returns the loss of `closure`, if there is one."""
         loss = None
         if closure is not None:
@@ -68,7 +78,7 @@ class SignOptimizer(torch.optim.Optimizer):
         root = broadcasting.asking_root()
         return super().state_dict() if root is None else broadcasting.broadcast_state(self, root, [self.state])
 
-    def load_state_dict(self, state_dict: dict):
+    def load_state_dict(self, state_dict: dict) -> None:
         known = {name for group in self.param_groups for name in self.rule(group).states}
         if not load_own(self, super().load_state_dict, state_dict, {*known, "step"} if known else known):
             return
@@ -81,7 +91,7 @@ class SignOptimizer(torch.optim.Optimizer):
                     del self.state[p][name]
                     state_of(p, self.state[p], name).copy_(value)
 
-    def _update(self):
+    def _update(self) -> None:
         for group in self.param_groups:
             rule = self.rule(group)
             for p in group["params"]:
@@ -105,7 +115,9 @@ class SignSGD(SignOptimizer):
     Reference: Bernstein et al. 2018, arXiv 1802.04434, Algorithm 1.
     """
 
-    def __init__(self, params, lr: float, weight_decay: float = 0.0):
+    def __init__(
+        self, params: Iterable[torch.Tensor] | Iterable[dict[str, Any]], lr: float, weight_decay: float = 0.0
+    ) -> None:
         super().__init__(params, lr, rules.signsgd(), weight_decay)
 
 
@@ -126,7 +138,14 @@ class Signum(SignOptimizer):
     Reference: Bernstein et al. 2018, arXiv 1802.04434, Algorithm 2.
     """
 
-    def __init__(self, params, lr: float, momentum: float = 0.9, weight_decay: float = 0.0, warmup: bool = False):
+    def __init__(
+        self,
+        params: Iterable[torch.Tensor] | Iterable[dict[str, Any]],
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        warmup: bool = False,
+    ) -> None:
         rule = rules.signum(momentum, warmup)
         super().__init__(params, lr, rule, weight_decay, momentum=momentum, warmup=warmup)
 
@@ -151,7 +170,13 @@ class Lion(SignOptimizer):
     Reference: Liu et al. 2024, arXiv 2404.00438, Algorithm 1; Chen et al. 2023, arXiv 2302.06675, Algorithm 2.
     """
 
-    def __init__(self, params, lr: float, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0):
+    def __init__(
+        self,
+        params: Iterable[torch.Tensor] | Iterable[dict[str, Any]],
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.0,
+    ) -> None:
         super().__init__(params, lr, rules.lion(*betas), weight_decay, betas=betas)
 
     def rule(self, group: dict) -> rules.Rule:
@@ -163,6 +188,6 @@ def sign(x: torch.Tensor) -> torch.Tensor:
     return torch.sign(x).nan_to_num_(nan=0.0)
 
 
-def take_step(p: torch.Tensor, vote: torch.Tensor, group: dict):
+def take_step(p: torch.Tensor, vote: torch.Tensor, group: dict) -> None:
     """x <- x - lr * (vote + weight_decay * x); 16-bit parameters are computed in float32 and rounded once."""
     p.copy_(stepped(p, vote, group["lr"], group["weight_decay"], group["weight_decay"] != 0.0))

@@ -1,6 +1,9 @@
 """Votes over MPI by mpi4py: `majority_vote`."""
 
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 from horovod_sign import algebra
 from horovod_sign.launched import warn_if_alone
@@ -11,12 +14,18 @@ from horovod_sign.voting.library import load_mpi
 from horovod_sign.voting.messages import Planes
 from horovod_sign.voting.protocols import PROTOCOLS, TRANSPORTS
 
+if TYPE_CHECKING:
+    import torch
+    from mpi4py import MPI
+
 # Coordinates per vote; longer arrays are voted on piece by piece. At 16-bit counts a piece is 512 MB, well below the
 # 2**31 bytes that an MPI count can address, and the packed buffers stay small beside the array.
 PIECE = 2**28
 
 
-def majority_vote(x, comm=None, *, abstain: bool = True, transport: str = "auto") -> np.ndarray:
+def majority_vote(
+    x: "ArrayLike | torch.Tensor", comm: "MPI.Intracomm | None" = None, *, abstain: bool = True, transport: str = "auto"
+) -> np.ndarray:
     """The majority vote of all ranks on the signs of `x`, coordinate by coordinate.
 
         vote = sign(sum over ranks m of sign(x_m)),    sign(x) in {-1, 0, +1}
@@ -48,6 +57,7 @@ def majority_vote(x, comm=None, *, abstain: bool = True, transport: str = "auto"
     summary, error = "", None
     try:
         x = as_array(x)
+        shape = x.shape
         _check(x, abstain, transport, comm.size)
         flat, vote = x.reshape(-1), np.empty(x.size, np.int8)  # which may be too much for this rank's memory
         summary = f"shape {x.shape}, dtype {x.dtype.name}, abstain={abstain!r}, transport={transport!r}"
@@ -57,13 +67,13 @@ def majority_vote(x, comm=None, *, abstain: bool = True, transport: str = "auto"
 
     collectives = MpiCollectives(comm)
     protocol = PROTOCOLS["exchange" if transport == "auto" else transport]
-    for start in range(0, x.size, PIECE):
+    for start in range(0, vote.size, PIECE):
         piece = flat[start : start + PIECE]
         sign, nonzero, _, _ = algebra.pack_ballot(piece, abstain)
         running = protocol(Planes(sign, nonzero), comm.rank, comm.size, not abstain)
         decided = Vote(running, collectives, "majority_vote").wait()
         vote[start : start + PIECE] = algebra.unpack_votes(decided.sign, decided.nonzero, piece.size)
-    return vote.reshape(x.shape)
+    return vote.reshape(shape)
 
 
 class MpiCollectives:
@@ -71,7 +81,7 @@ class MpiCollectives:
 
     ordered = True
 
-    def __init__(self, comm):
+    def __init__(self, comm: "MPI.Intracomm") -> None:
         self._comm, self.rank, self.size = comm, comm.rank, comm.size
 
     def start(self, request: Request, name: str) -> np.ndarray:
@@ -83,22 +93,22 @@ class MpiCollectives:
         self._comm.Allreduce(request.words, summed)  # MPI.SUM is mpi4py's default
         return summed
 
-    def done(self, handle) -> bool:
+    def done(self, handle: Any) -> bool:
         return True
 
-    def finish(self, handle):
+    def finish(self, handle: Any) -> Any:
         return handle
 
-    def idle(self):
+    def idle(self) -> None:
         pass
 
-    def _alltoall(self, buffer, lengths):
+    def _alltoall(self, buffer: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         incoming = self._tell_each(lengths)
         received = np.empty(incoming.sum(), np.uint8)
         self._comm.Alltoallv([buffer, lengths], [received, incoming])
         return received
 
-    def _allgather(self, buffer):
+    def _allgather(self, buffer: np.ndarray) -> np.ndarray:
         lengths = self._tell_all(len(buffer))
         received = np.empty(lengths.sum(), np.uint8)
         self._comm.Allgatherv(buffer, [received, lengths])
@@ -117,7 +127,7 @@ class MpiCollectives:
         return lengths
 
 
-def _communicator(comm):
+def _communicator(comm: Any) -> Any:
     try:
         MPI = load_mpi()
     except ImportError as error:
@@ -132,7 +142,7 @@ def _communicator(comm):
     return comm
 
 
-def _check(x, abstain, transport, size):
+def _check(x: np.ndarray, abstain: Any, transport: Any, size: int) -> None:
     """Raises TypeError or ValueError for what is wrong with this rank's arguments by themselves."""
     if not isinstance(abstain, bool | np.bool_):
         raise TypeError(f"abstain must be True or False, got {abstain!r}")
@@ -143,7 +153,7 @@ def _check(x, abstain, transport, size):
         algebra.counts_bits(size)
 
 
-def _agree(comm, summary: str, error: Exception | None):
+def _agree(comm: Any, summary: str, error: Exception | None) -> None:
     """Raises the same error on all ranks if any rank has one or if their summaries differ."""
     mine = encode_record(summary, error)
     records = np.empty((comm.size, len(mine)), np.uint8)

@@ -1,5 +1,9 @@
 """Horovod's Keras callbacks, for Keras 3 (with which Horovod's own do not work), and one about votes."""
 
+import os
+from collections.abc import Callable, Iterable
+from typing import Any
+
 import horovod.tensorflow as hvd
 import horovod.tensorflow.keras.callbacks
 import keras
@@ -48,7 +52,13 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
         NotImplementedError: Horovod's `local_variables`, which each rank would keep for itself.
     """
 
-    def __init__(self, root_rank: int, device: str = "", process_set=hvd.global_process_set, local_variables=None):
+    def __init__(
+        self,
+        root_rank: int,
+        device: str = "",
+        process_set: hvd.ProcessSet = hvd.global_process_set,
+        local_variables: Iterable[Any] | None = None,
+    ) -> None:
         super().__init__()
         if isinstance(process_set, list | tuple):  # Horovod's order: root_rank, device, local_variables
             local_variables, process_set = process_set, hvd.global_process_set
@@ -60,21 +70,21 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
         self.root_rank, self.process_set = root_rank, process_set
         self._check, self._first_epoch, self._start = ReplicaCheck(process_set), True, None
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         # Before the first batch some ranks may have no weights yet.
         self._check.compare(self.model, f"before epoch {epoch + 1}", weights=not self._first_epoch)
         self._first_epoch = False
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._first_epoch = True
         if self.process_set.size() > 1:
             self._start = Start(self.model, self.root_rank, self.process_set, type(self).__name__)
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         if self._start is not None:
             self._start.batch_ends()
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         self._start = None
 
 
@@ -82,8 +92,14 @@ class BestModelCheckpoint(keras.callbacks.ModelCheckpoint):
     """`keras.callbacks.ModelCheckpoint` of the best model so far, whose `filepath` is set later, as in Horovod."""
 
     def __init__(
-        self, monitor="val_loss", verbose=0, save_weights_only=False, mode="auto", save_freq="epoch", filepath=None
-    ):
+        self,
+        monitor: str = "val_loss",
+        verbose: int = 0,
+        save_weights_only: bool = False,
+        mode: str = "auto",
+        save_freq: str | int = "epoch",
+        filepath: str | os.PathLike[str] | None = None,
+    ) -> None:
         # Keras 3 looks at the name here, and wants an ending.
         later = "later.weights.h5" if save_weights_only else "later.keras"
         super().__init__(
@@ -97,7 +113,7 @@ class BestModelCheckpoint(keras.callbacks.ModelCheckpoint):
         )
         self.filepath = filepath
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         if self.filepath is None:
             raise ValueError("BestModelCheckpoint has no filepath: set callback.filepath before fit, or give filepath=")
         super().on_train_begin(logs)
@@ -110,14 +126,14 @@ class MetricAverageCallback(keras.callbacks.Callback):
     alike.
     """
 
-    def __init__(self, device: str = "", process_set=hvd.global_process_set):
+    def __init__(self, device: str = "", process_set: hvd.ProcessSet = hvd.global_process_set) -> None:
         super().__init__()
         self.process_set = process_set
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         models.agree_to_vote(self.model, type(self).__name__, self.process_set)
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if logs is None or self.process_set.size() == 1:
             return
         keys = sorted(logs)
@@ -143,13 +159,13 @@ class VoteStatisticsCallback(keras.callbacks.Callback):
     `d_optimizer_vote_agreement`.
     """
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._voters()
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._before = {name: election_of(each).counters.totals() for name, each in self._voters().items()}
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         for name, optimizer in self._voters().items():
             prefix = "" if list(self._before) == ["optimizer"] else f"{name}_"
             self._report(election_of(optimizer), self._before[name], prefix, epoch, {} if logs is None else logs)
@@ -177,14 +193,14 @@ class SaveModelCallback(keras.callbacks.Callback):
         filepath: ends in .keras; may name the epoch and metrics, as in "epoch{epoch:02d}.keras".
     """
 
-    def __init__(self, filepath):
+    def __init__(self, filepath: str | os.PathLike[str]) -> None:
         super().__init__()
         self.filepath = str(filepath)
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         check_saving(self.model)
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         save_model(self.model, self.filepath.format(epoch=epoch + 1, **(logs or {})))
 
 
@@ -203,13 +219,13 @@ class LearningRateScheduleCallback(keras.callbacks.Callback):
     def __init__(
         self,
         initial_lr: float,
-        multiplier,
+        multiplier: float | Callable[[float], float],
         start_epoch: int = 0,
         end_epoch: int | None = None,
         staircase: bool = True,
         momentum_correction: bool = False,
         steps_per_epoch: int | None = None,
-    ):
+    ) -> None:
         super().__init__()
         if momentum_correction:
             raise ValueError(
@@ -221,7 +237,7 @@ class LearningRateScheduleCallback(keras.callbacks.Callback):
         self.multiplier = multiplier if callable(multiplier) else lambda epoch: multiplier
         self._epoch = 0
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         steppers = models.stepping(self.model)
         if steppers and "optimizer" not in steppers:
             raise ValueError(
@@ -236,16 +252,16 @@ class LearningRateScheduleCallback(keras.callbacks.Callback):
                     "give it steps_per_epoch"
                 )
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._epoch = epoch
         if self.staircase:
             self._set(epoch)
 
-    def on_train_batch_begin(self, batch, logs=None):
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         if not self.staircase:
             self._set(self._epoch + batch / self.steps_per_epoch)
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if logs is not None:
             logs["lr"] = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
 
@@ -276,7 +292,7 @@ class LearningRateWarmupCallback(LearningRateScheduleCallback):
         momentum_correction: bool = False,
         steps_per_epoch: int | None = None,
         verbose: int = 0,
-    ):
+    ) -> None:
         def multiplier(epoch):
             # The end of a batch, not its beginning, so that the last batch of the warm-up has the full rate.
             epoch += 1.0 / self.steps_per_epoch
@@ -285,7 +301,7 @@ class LearningRateWarmupCallback(LearningRateScheduleCallback):
         super().__init__(initial_lr, multiplier, 0, warmup_epochs, False, momentum_correction, steps_per_epoch)
         self.verbose = verbose
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         super().on_epoch_end(epoch, logs)
         if self.end_epoch == epoch + 1 and self.verbose and hvd.rank() == 0:
             rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))

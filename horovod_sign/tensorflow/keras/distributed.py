@@ -6,6 +6,7 @@ Horovod 0.28's own wrapper reduces nothing with Keras 3 and raises nothing. This
 import functools
 from collections.abc import Callable
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import horovod.tensorflow as hvd
 import keras
@@ -21,6 +22,11 @@ from horovod_sign.tensorflow.election import Coordinates, Election
 from horovod_sign.tensorflow.keras.optimizers import SignOptimizer
 from horovod_sign.tensorflow.memory import OwnMomentum, Sums
 from horovod_sign.tensorflow.scales import follow, speaking
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from horovod_sign.keywords import HorovodKeywords
 
 _SCALED_OUTSIDE = (
     "LossScaleOptimizer around a distributed optimizer would leave ranks waiting for each other when one of them "
@@ -45,10 +51,10 @@ def DistributedOptimizer(
     compression: SignCompressor | None = None,
     sparse_as_dense: bool = False,
     backward_passes_per_step: int = 1,
-    process_set=hvd.global_process_set,
+    process_set: hvd.ProcessSet = hvd.global_process_set,
     abstain: bool = True,
     transport: str = "auto",
-    **unsupported,
+    **unsupported: "Unpack[HorovodKeywords]",
 ) -> keras.optimizers.Optimizer:
     """Makes a Keras 3 optimizer step by majority vote: in `model.fit`, or by `optimizer.apply` in a loop of one's own.
 
@@ -112,22 +118,22 @@ def _kind(optimizer) -> str:
     return type(optimizer).__name__ + hint
 
 
-def is_distributed(optimizer) -> bool:
+def is_distributed(optimizer: keras.optimizers.Optimizer) -> bool:
     """Whether `DistributedOptimizer` has wrapped this optimizer."""
     return hasattr(optimizer, "_horovod_sign_options")
 
 
-def inner_optimizer(optimizer):
+def inner_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
     """The optimizer that takes the step: that inside of a LossScaleOptimizer."""
     return optimizer.inner_optimizer if isinstance(optimizer, keras.optimizers.LossScaleOptimizer) else optimizer
 
 
-def election_of(optimizer) -> Election:
+def election_of(optimizer: keras.optimizers.Optimizer) -> Election:
     """What a distributed optimizer votes in."""
     return step_of(optimizer).election
 
 
-def step_of(optimizer) -> "_Step":
+def step_of(optimizer: keras.optimizers.Optimizer) -> "_Step":
     """What a distributed optimizer does in its steps, and remembers between them."""
     if not is_distributed(optimizer):
         raise TypeError(f"optimizer must be made by hvs.DistributedOptimizer, got {type(optimizer).__name__}")

@@ -10,6 +10,8 @@ After a reset the votes are among the new ranks. Each rank that was there before
 failure, that of its last commit); one that joins starts from the mean of theirs, and with rank 0's parameters.
 """
 
+from typing import Any
+
 import horovod.tensorflow as hvd
 import horovod.tensorflow.keras.elastic
 import keras
@@ -46,7 +48,7 @@ class KerasState(ObjectState):
         ValueError: the model is not built, or there is no optimizer.
     """
 
-    def __init__(self, model: keras.Model, optimizer=None, **kwargs):
+    def __init__(self, model: keras.Model, optimizer: keras.optimizers.Optimizer | None = None, **kwargs: Any) -> None:
         if not (model.built or (models.trains_by_itself(model) and model.weights)):
             raise ValueError("the model has no variables yet: give it an Input, or call model.build, before KerasState")
         self.model, self.optimizer = model, optimizer or getattr(model, "optimizer", None)
@@ -65,26 +67,26 @@ class KerasState(ObjectState):
 
         super().__init__(bcast_object=broadcast, get_rank=hvd.rank, **kwargs)
 
-    def save(self):
+    def save(self) -> None:
         """Remembers the present state, for `restore`."""
         self._save_variables()
         super().save()
 
-    def restore(self):
+    def restore(self) -> None:
         """Goes back to what was saved last: this rank's own momentum, too."""
         variables = all_variables(self.model, self._optimizers)
         for variable, saved in zip(variables, self._saved, strict=True):
             variable.assign(saved)
         super().restore()
 
-    def sync(self):
+    def sync(self) -> None:
         """Gives all ranks rank 0's state, except that momenta stay with their ranks."""
         with horovods_failures():
             start_alike(self.model, self._optimizers, root_rank=0)
             super().sync()
         self._save_variables()
 
-    def reset(self):
+    def reset(self) -> None:
         """Horovod has been initialised anew: what was under way is void, and all agree again at the next vote."""
         lapse()
         for each in self._optimizers.values():
@@ -100,7 +102,13 @@ class KerasState(ObjectState):
 class TensorFlowKerasState(KerasState):
     """`KerasState` by the name that Horovod has for loops of one's own. Its `backend` means nothing with Keras 3."""
 
-    def __init__(self, model: keras.Model, optimizer=None, backend=None, **kwargs):
+    def __init__(
+        self,
+        model: keras.Model,
+        optimizer: keras.optimizers.Optimizer | None = None,
+        backend: Any = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(model, optimizer, **kwargs)
 
 
@@ -112,23 +120,23 @@ class CommitStateCallback(keras.callbacks.Callback):
         batches_per_commit: a commit copies all variables, and a failure costs the batches since the last one.
     """
 
-    def __init__(self, state: KerasState, batches_per_commit: int = 1):
+    def __init__(self, state: KerasState, batches_per_commit: int = 1) -> None:
         super().__init__()
         self.state, self.batches_per_commit = state, batches_per_commit
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         if self.model is not None:
             if self.model is not self.state.model:
                 raise ValueError("CommitStateCallback commits another model than is trained: make both for each model")
             models.agree_to_vote(self.model, type(self).__name__, hvd.global_process_set)
         self._batches = 0  # also after a reset, so that all ranks commit together
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self._batches += 1
         if self._batches % self.batches_per_commit == 0:
             self.state.commit()
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self.state.commit()
 
 
@@ -139,14 +147,14 @@ class UpdateBatchStateCallback(keras.callbacks.Callback):
     `steps_per_epoch` for that, or begin the epoch anew.
     """
 
-    def __init__(self, state: KerasState):
+    def __init__(self, state: KerasState) -> None:
         super().__init__()
         self.state = state
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self.state.batch = batch
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self.state.batch = 0
 
 
@@ -157,16 +165,16 @@ class UpdateEpochStateCallback(keras.callbacks.Callback):
     (`epochs=epochs - state.epoch`), and those that were done before are added.
     """
 
-    def __init__(self, state: KerasState):
+    def __init__(self, state: KerasState) -> None:
         super().__init__()
         self.state, self._before = state, 0
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._before = None
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if self._before is None:
             self._before = self.state.epoch if epoch == 0 else 0
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self.state.epoch = (self._before or 0) + epoch + 1

@@ -5,7 +5,9 @@ the majority vote of all (distributed). Keras applies its `weight_decay` first, 
 the same up to rounding: decoupled, as in Bernstein et al. 2019 (arXiv 1810.05291), Algorithm 1.
 """
 
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeAlias
 
 import keras
 import tensorflow as tf
@@ -14,13 +16,15 @@ from horovod_sign import rules
 from horovod_sign.tensorflow.ballots import momentum_signs, signs
 from horovod_sign.tensorflow.election import Momentum
 
+LearningRate: TypeAlias = float | keras.optimizers.schedules.LearningRateSchedule | Callable[[], float]
+
 _CLIPPING = ("clipnorm", "clipvalue", "global_clipnorm")
 
 
 class SignOptimizer(keras.optimizers.Optimizer):
     """What SignSGD and Signum share. A subclass says by `rule` what is voted on."""
 
-    def __init__(self, learning_rate, weight_decay, name, **kwargs):
+    def __init__(self, learning_rate: LearningRate, weight_decay: float | None, name: str, **kwargs: Any) -> None:
         clipping = [key for key in _CLIPPING if kwargs.pop(key, None) is not None]
         if clipping:
             raise ValueError(
@@ -38,7 +42,7 @@ class SignOptimizer(keras.optimizers.Optimizer):
         raise NotImplementedError
 
     @contextmanager
-    def given_votes(self):
+    def given_votes(self) -> Iterator[None]:
         """Inside, `apply` takes what it is given for votes, not for gradients."""
         self._given_votes = True
         try:
@@ -46,7 +50,7 @@ class SignOptimizer(keras.optimizers.Optimizer):
         finally:
             self._given_votes = False
 
-    def update_step(self, gradient, variable, learning_rate):
+    def update_step(self, gradient: Any, variable: Any, learning_rate: LearningRate) -> None:
         """One variable's step: x <- x - lr * v. 16-bit variables are computed in float32 and rounded once."""
         vote = gradient if self._given_votes else self._sign(gradient, variable)
         wide = tf.float64 if variable.dtype == tf.float64 else tf.float32
@@ -57,7 +61,7 @@ class SignOptimizer(keras.optimizers.Optimizer):
         else:
             self.assign(variable, tf.cast(variable, wide) - rate * vote)
 
-    def _sign(self, gradient, variable):
+    def _sign(self, gradient: Any, variable: Any) -> Any:
         return signs([_dense(gradient)])[0]
 
 
@@ -81,7 +85,13 @@ class SignSGD(SignOptimizer):
     Reference: Bernstein et al. 2018, arXiv 1802.04434, Algorithm 1.
     """
 
-    def __init__(self, learning_rate=0.001, weight_decay=None, name="sign_sgd", **kwargs):
+    def __init__(
+        self,
+        learning_rate: LearningRate = 0.001,
+        weight_decay: float | None = None,
+        name: str = "sign_sgd",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(learning_rate, weight_decay, name, **kwargs)
 
     @property
@@ -108,7 +118,15 @@ class Signum(SignOptimizer):
     Reference: Bernstein et al. 2018, arXiv 1802.04434, Algorithm 2.
     """
 
-    def __init__(self, learning_rate=0.001, momentum=0.9, weight_decay=None, warmup=False, name="signum", **kwargs):
+    def __init__(
+        self,
+        learning_rate: LearningRate = 0.001,
+        momentum: float = 0.9,
+        weight_decay: float | None = None,
+        warmup: bool = False,
+        name: str = "signum",
+        **kwargs: Any,
+    ) -> None:
         rules.signum(momentum, warmup)  # raises if momentum is not possible
         super().__init__(learning_rate, weight_decay, name, **kwargs)
         self.momentum, self.warmup = momentum, warmup
@@ -117,7 +135,7 @@ class Signum(SignOptimizer):
     def rule(self) -> rules.Rule:
         return rules.signum(self.momentum, self.warmup)
 
-    def build(self, variables):
+    def build(self, variables: list[Any]) -> None:
         if self.built:
             return
         super().build(variables)
@@ -128,15 +146,15 @@ class Signum(SignOptimizer):
             for v, name in zip(variables, names, strict=True)
         ]
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "momentum": self.momentum, "warmup": self.warmup}
 
-    def momentum_of(self, variables) -> Momentum:
+    def momentum_of(self, variables: list[Any]) -> Momentum:
         """The momenta of `variables`, and whether this step still votes on gradients."""
         slots = [self._momenta[self._get_variable_index(v)].value for v in variables]
         return Momentum(slots, tf.convert_to_tensor(self.iterations < self.rule.warmup_steps))
 
-    def _sign(self, gradient, variable):
+    def _sign(self, gradient: Any, variable: Any) -> Any:
         (slot,), on_gradient = self.momentum_of([variable])
         when = (on_gradient, tf.constant(False), tf.constant(0, tf.uint32))
         (m,), (vote,) = momentum_signs(self.rule)([_dense(gradient)], [slot.read_value()], *when)
@@ -144,9 +162,9 @@ class Signum(SignOptimizer):
         return vote
 
 
-def _handle(variable):
+def _handle(variable: Any) -> Any:
     return (variable if isinstance(variable, tf.Variable) else variable.value).handle
 
 
-def _dense(gradient):
+def _dense(gradient: Any) -> Any:
     return tf.convert_to_tensor(gradient)

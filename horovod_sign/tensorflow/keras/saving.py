@@ -14,6 +14,7 @@ import io
 import os
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import h5py
 import horovod.tensorflow as hvd
@@ -29,7 +30,7 @@ from horovod_sign.tensorflow.keras.momenta import Momenta
 _ALL_RANKS = "horovod_sign_momenta.npz"
 
 
-def save_model(model: keras.Model, filepath):
+def save_model(model: keras.Model, filepath: str | os.PathLike[str]) -> None:
     """Saves a model with its distributed optimizer, and the momenta of all ranks, in one file in Keras's format.
 
     A collective of the ranks that vote; the first of them writes, and replaces an older file only when all is written.
@@ -61,7 +62,11 @@ def save_model(model: keras.Model, filepath):
 
 
 def load_model(
-    filepath, custom_objects: dict | None = None, compile: bool = True, custom_optimizers=None, **options
+    filepath: str | os.PathLike[str],
+    custom_objects: dict | None = None,
+    compile: bool = True,
+    custom_optimizers: Any = None,
+    **options: Any,
 ) -> keras.Model:
     """As `keras.saving.load_model`, and the optimizer of the loaded model is distributed again.
 
@@ -121,7 +126,7 @@ def _rebuild_optimizer(model, filepath):
         model.optimizer.set_weights(load_optimizer_weights_from_hdf5_group(file))
 
 
-def check_saving(model):
+def check_saving(model: keras.Model) -> None:
     """Raises, in one sentence, if `save_model` cannot save the momenta of this model's optimizer."""
     optimizer = _optimizer(model, "save_model needs a compiled model: call model.compile first")
     others = " and ".join(f"model.{name}" for name in models.voting(model) if name != "optimizer")
