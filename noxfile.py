@@ -41,6 +41,12 @@ def demo(session: nox.Session):
 
 
 @nox.session
+def docs(session: nox.Session):
+    """The documentation's site, in build/site: nox -s docs -- serve."""
+    script(session, "ci/docs.sh")
+
+
+@nox.session
 def sanitize(session: nox.Session):
     """The kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer."""
     script(session, "ci/sanitize.sh")

@@ -16,7 +16,7 @@ if ! cmp -s ci/docs-requirements.txt "$environment/requirements.txt"; then
 fi
 export NO_MKDOCS_2_WARNING=1
 case "${1:-build}" in
-    build) exec "$environment/bin/mkdocs" build --strict --clean --quiet ;;
+    build) exec "$environment/bin/mkdocs" build --strict --clean ;;
     serve) exec "$environment/bin/mkdocs" serve --strict ;;
     *) echo "usage: ci/docs.sh [build|serve]" >&2; exit 2 ;;
 esac

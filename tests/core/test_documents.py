@@ -102,5 +102,13 @@ def test_what_commands_name_is_there(page):
             assert variable in sources(), f"{page.name}: {variable}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_links_lead_somewhere(page):
+    """Where GitHub shows a page; anchors are checked by ci/docs.sh."""
+    links = re.findall(r"\]\(([^)\s#]+)[^)\s]*\)", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL))
+    dead = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert not dead
+
+
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 120
