@@ -18,7 +18,7 @@ from training import Method, load, shuffled, train
 from horovod_sign import rules
 
 LARGE = [0.03, 0.1, 0.3, 1.0, 3.0]  # of SGD
-SMALL = [0.0003, 0.001, 0.003, 0.01, 0.03]  # of Adam and votes
+SMALL = [0.0003, 0.001, 0.003, 0.01, 0.03]  # of votes
 SEEDS = (0, 1, 2)
 NEAR = 1.0  # points
 
@@ -35,8 +35,10 @@ def lines(fast: bool):
     if fast:
         methods = [(m.name, m, 4, 16, [lr]) for m, lr in ((sgd, 0.3), (adam, 0.003), (signsgd, 0.003))]
         return {"methods": methods}
-    methods = [(m.name, m, 4, 32, SMALL if m.rule or m.adam else LARGE) for m in (sgd, momentum, adam, signsgd)]
+    methods = [(m.name, m, 4, 32, LARGE) for m in (sgd, momentum)]
+    methods += [(adam.name, adam, 4, 32, [*SMALL, 0.1]), (signsgd.name, signsgd, 4, 32, SMALL)]
     methods += [(m.name, m, 4, 32, SMALL) for m in (signum(0.9), signum(0.9, True), signum(0.99), signum(0.99, True))]
+    methods.append(("Lion, betas 0.9 and 0.99", Method("Lion", rules.lion(0.9, 0.99)), 4, 32, SMALL))
     methods.append(("signSGD, one bit", signsgd._replace(abstain=False), 4, 32, SMALL))
     batches = [(f"signSGD, 4 workers, batch {b}", signsgd, 4, b, SMALL) for b in (8, 128)]
     workers = [(f"signSGD, {w} workers, batch 32", signsgd, w, 32, SMALL) for w in (1, 16)]
@@ -105,8 +107,8 @@ def compare(methods) -> list[Check]:
 
 def draw(methods, name):
     figure, (axis,) = panels(1)
-    figure.set_size_inches(7, 4.2)
-    votes = [label for label, *_ in methods if label.startswith("Sig") or label.startswith("sig")]
+    figure.set_size_inches(8.6, 4)
+    votes = [label for label, *_ in methods if label.startswith(("Sig", "sig", "Lion"))]
     colour = shades(votes)
     for label, grid, accuracies in methods:
         theirs = label not in votes
@@ -114,7 +116,7 @@ def draw(methods, name):
         axis.plot(grid, accuracies, "o" + style, ms=3, lw=1, color=FLOATS if theirs else colour[label], label=label)
     axis.set(xscale="log", xlabel="learning rate", ylabel=f"test accuracy on {name}, %")
     axis.set_ylim(bottom=max(axis.get_ylim()[0], 60))
-    axis.legend(frameon=False, fontsize=7, loc="lower center")
+    axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
