@@ -22,9 +22,12 @@ TELL = ("warnings.warn", "print", "_stop")
 REPORTS = ("advise/report.py", "advise/verdict.py", "advise/layout.py", "doctor/report.py")
 EDITS = ("building/horovod_cmake.py",)  # its texts are mostly of another source: what it prints alone
 DESCRIPTIONS = (  # parts of messages, records that ranks compare, and texts of the report
-    "rule …, abstain=…, transport=…, … variables",
-    "shape …, dtype …, abstain=…, transport=…",
-    "…, abstain=…, transport=…, … passes",
+    "the number of parameter groups",
+    "what is no longer there",
+    "have the same parameters in the same order, and the same options",
+    "bring the same coordinates and options",
+    "build model and optimizer alike, and freeze, add or replace",
+    "give and build it alike on all of them",
     "votes by … are those of NumPy, bit for bit",
     "… coordinates of a parameter of shape …",
     "Epoch …: finished gradual learning rate warmup",

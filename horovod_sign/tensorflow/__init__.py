@@ -30,6 +30,7 @@ from horovod_sign.tensorflow.broadcasting import broadcast_variables
 from horovod_sign.tensorflow.compression import Compression
 from horovod_sign.tensorflow.tape import DistributedGradientTape
 from horovod_sign.tensorflow.wrappers import DistributedOptimizer, PartialDistributedGradientTape
+from horovod_sign.voting.nodes import node_process_sets
 
 __all__ = [
     "Compression",
@@ -38,5 +39,6 @@ __all__ = [
     "PartialDistributedGradientTape",
     "broadcast_variables",
     "elastic",
+    "node_process_sets",
 ]
 __all__ += adopt(globals(), horovod.tensorflow, __all__)

@@ -9,8 +9,9 @@ import horovod.tensorflow as hvd
 import numpy as np
 import tensorflow as tf
 
-from horovod_sign.tensorflow.collectives import at_each_run
-from horovod_sign.tensorflow.election import refuse_sessions, refuse_xla, require_horovod
+from horovod_sign.options import require_horovod
+from horovod_sign.tensorflow.election import refuse_sessions, refuse_xla
+from horovod_sign.tensorflow.repeated import at_each_run
 from horovod_sign.tensorflow.variables import variable
 from horovod_sign.voting.agreement import disagreement, encode_record
 
@@ -38,7 +39,7 @@ def broadcast_variables(
         ValueError: Horovod is not initialized, or the ranks' variables differ (in a `tf.function`
             tf.errors.InvalidArgumentError, when it runs). On all ranks.
     """
-    require_horovod()
+    require_horovod(hvd)
     refuse_sessions()
     refuse_xla()
     variables = [getattr(v, "value", v) if not isinstance(v, tf.Variable) else v for v in variables]

@@ -1,32 +1,71 @@
 """The three collectives of a vote as Horovod ops in the caller's graph (or at once, when executing eagerly)."""
 
-import functools
+from typing import Any, NamedTuple
 
 import horovod.tensorflow as hvd
 import tensorflow as tf
 
 from horovod_sign.tensorflow import farewell
-from horovod_sign.tensorflow.variables import variable
-from horovod_sign.voting.collectives import Allgather, Alltoall, Request
+from horovod_sign.tensorflow.repeated import at_each_run
+from horovod_sign.voting.collectives import Allgather, Alltoall, Average, Request, Within
+from horovod_sign.voting.nodes import Nodes
 
 
-def carry_out(protocols: list, process_set, name: str, rank: int, size: int) -> list[tuple]:
+class Carrier(NamedTuple):
+    """Horovod's ops, for those that vote.
+
+    Attributes:
+        process_set: Horovod's, of the ranks that vote; where nodes do, of their first ranks.
+        rank, size: this rank, or its node, among those that vote, and how many they are.
+        nodes: those that vote, instead of ranks.
+    """
+
+    process_set: Any
+    rank: int
+    size: int
+    nodes: Nodes | None = None
+
+    def perform(self, request: Request, name: str):
+        """The result of a request, and whether a rank has said farewell in it: a scalar bool tensor, or None."""
+        options = {"ignore_name_scope": True, "process_set": self.process_set, "name": name}
+        if isinstance(request, Alltoall):
+            buffer = at_each_run(request.buffer)
+            received, lengths = hvd.alltoall(buffer, request.lengths, **options)
+            return received, farewell.left_in_messages(received, lengths)
+        if isinstance(request, Allgather):
+            return hvd.allgather(at_each_run(request.buffer), **options), None
+        summed = hvd.allreduce(at_each_run(request.words), op=hvd.Sum, **options)
+        return tf.ensure_shape(summed, request.words.shape), farewell.left_in_counts(summed)
+
+    def perform_within(self, request: Allgather | Average, name: str):
+        """The result of a request among the ranks of this node."""
+        options = {"ignore_name_scope": True, "process_set": self.nodes.own}
+        name = f"{name}.node{self.nodes.number}"
+        if isinstance(request, Allgather):
+            return hvd.allgather(at_each_run(request.buffer), name=f"{name}.share", **options)
+        tensors = [at_each_run(tensor) for tensor in request.tensors]
+        means = hvd.grouped_allreduce(tensors, name=f"{name}.mean", op=hvd.Average, **options)
+        return [tf.ensure_shape(mean, tensor.shape) for mean, tensor in zip(means, request.tensors, strict=True)]
+
+
+def carry_out(protocols: list, carrier: Carrier, name: str) -> list[tuple]:
     """Runs protocols: in a graph beside each other; when executing eagerly, one after the other.
 
     Args:
         protocols: generators, from `voting.protocols`.
-        process_set: Horovod's, of the ranks that vote.
+        carrier: what performs their requests.
         name: what the names of the Horovod ops begin with: the same on all ranks, and no other vote in flight has it.
-        rank, size: this rank among those that vote, and how many they are.
 
     Returns:
         For each protocol its decision, and the bytes that this rank has sent (a scalar int64 tensor).
     """
-    runs = [_Run(each, process_set, f"{name}.{number}", rank, size) for number, each in enumerate(protocols)]
+    runs = [_Run(each, carrier, f"{name}.{number}") for number, each in enumerate(protocols)]
     for together in [[run] for run in runs] if tf.executing_eagerly() else [runs]:
         for run in together:
             run.begin()
-        heard = farewell.unless_left([run.result for run in together], [run.left for run in together])
+        heard = [run.result for run in together]
+        if carrier.nodes is None:  # else all have been asked who is there
+            heard = farewell.unless_left(heard, [run.left for run in together])
         for run, result in zip(together, heard, strict=True):
             run.go_on(result)
     return [(run.decision, run.sent) for run in runs]
@@ -41,9 +80,8 @@ class _Run:
         decision, sent: as `carry_out` returns them.
     """
 
-    def __init__(self, protocol, process_set, name, rank, size):
-        self._protocol, self._name, self._rank, self._size = protocol, name, rank, size
-        self._options = {"ignore_name_scope": True, "process_set": process_set}
+    def __init__(self, protocol, carrier: Carrier, name: str):
+        self._protocol, self._carrier, self._name = protocol, carrier, name
         self._phase, self.sent = 0, tf.constant(0, tf.int64)
         self.result, self.left, self.decision = None, tf.constant(False), None
 
@@ -66,40 +104,14 @@ class _Run:
             return None
 
     def _perform(self, request):
-        self.sent += tf.cast(_bytes_sent(request, self._rank, self._size), tf.int64)
-        name = f"{self._name}.{self._phase}"
+        if isinstance(request, Within):
+            return self._carrier.perform_within(request.request, self._name), None
+        sent = _bytes_sent(request, self._carrier.rank, self._carrier.size)
+        self.sent += tf.cast(sent, tf.int64)
+        # Ranks do not all have the same requests where nodes vote, which have one of each kind.
+        name = f"{self._name}.{self._phase if self._carrier.nodes is None else type(request).__name__}"
         self._phase += 1
-        if isinstance(request, Alltoall):
-            buffer = at_each_run(request.buffer)
-            received, lengths = hvd.alltoall(buffer, request.lengths, name=name, **self._options)
-            return received, farewell.left_in_messages(received, lengths)
-        if isinstance(request, Allgather):
-            return hvd.allgather(at_each_run(request.buffer), name=name, **self._options), None
-        summed = hvd.allreduce(at_each_run(request.words), op=hvd.Sum, name=name, **self._options)
-        return tf.ensure_shape(summed, request.words.shape), farewell.left_in_counts(summed)
-
-
-def at_each_run(tensor) -> tf.Tensor:
-    """The same tensor, which TensorFlow takes for no constant, even if it is one, as gradients may be.
-
-    To TensorFlow, Horovod's ops have no side effects: it would send a constant once, while it optimizes the graph, and
-    no more. A rank that traces again, or sends something else, would then wait for the others.
-    """
-    tensor = tf.convert_to_tensor(tensor)
-    if tf.executing_eagerly():
-        return tensor
-    nothing = _nothing().read_value()
-    if tensor.shape.rank == 0:
-        return tensor + tf.cast(nothing, tensor.dtype)
-    # Copies no memory. (The shape of what is reshaped would be found out.)
-    return tf.slice(tensor, tf.repeat(nothing, tensor.shape.rank), tensor.shape.rank * [-1])
-
-
-@functools.cache
-def _nothing() -> tf.Variable:
-    """The integer 0, of which TensorFlow does not know that it never changes."""
-    with tf.device("CPU:0"):
-        return variable(0, tf.int32)
+        return self._carrier.perform(request, name)
 
 
 def _bytes_sent(request: Request, rank: int, size: int):

@@ -11,12 +11,12 @@ import tensorflow as tf
 
 from horovod_sign import rules
 from horovod_sign.algebra import counts_bits
+from horovod_sign.options import require_horovod
 from horovod_sign.statistics import VoteStatistics
 from horovod_sign.tensorflow import bits as bit
 from horovod_sign.tensorflow import messages
 from horovod_sign.tensorflow.ballots import packer, unpacker
-from horovod_sign.tensorflow.collectives import at_each_run
-from horovod_sign.tensorflow.election import require_horovod
+from horovod_sign.tensorflow.repeated import at_each_run
 from horovod_sign.voting.messages import Planes
 
 _NO_MOMENTUM = (
@@ -64,7 +64,7 @@ class SignCompressor:
         """The fields of this rank's ballot, as int64 words, and what `decompress` needs."""
         if self.rule.states:
             raise ValueError(_NO_MOMENTUM)
-        require_horovod()
+        require_horovod(hvd)
         tensor = tf.convert_to_tensor(tensor)
         if tensor.dtype not in bit.DTYPES:
             raise TypeError(f"a vote is on {', '.join(d.name for d in bit.DTYPES)}, got a {tensor.dtype.name} tensor")

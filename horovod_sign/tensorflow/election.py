@@ -13,18 +13,23 @@ import horovod.tensorflow as hvd
 import numpy as np
 import tensorflow as tf
 
-from horovod_sign.algebra import counts_bits
+from horovod_sign.algebra import counts_bits, plane_bytes
+from horovod_sign.options import require_horovod
 from horovod_sign.rules import Rule
 from horovod_sign.tensorflow import bits as bit
 from horovod_sign.tensorflow import farewell, messages
 from horovod_sign.tensorflow.ballots import momentum_packer, packer, unpacker
-from horovod_sign.tensorflow.collectives import carry_out
+from horovod_sign.tensorflow.collectives import Carrier, carry_out
+from horovod_sign.tensorflow.handshake import agree
 from horovod_sign.tensorflow.reports import Reports
 from horovod_sign.tensorflow.statistics import Counters, count, count_nans
 from horovod_sign.tensorflow.variables import common_name
-from horovod_sign.voting.agreement import disagreement, encode_record
 from horovod_sign.voting.choice import choose
+from horovod_sign.voting.handshake import Item, argument
+from horovod_sign.voting.hierarchy import vote_of_nodes
 from horovod_sign.voting.messages import Planes
+from horovod_sign.voting.nodes import find_nodes
+from horovod_sign.voting.plan import plan
 from horovod_sign.voting.protocols import PROTOCOLS, TRANSPORTS
 
 # Coordinates per bucket: few Horovod ops, and one bucket is packed or unpacked while another is on its way.
@@ -74,6 +79,8 @@ class Election:
         process_set: Horovod's.
         abstain: whether zeros, NaN and ties are 0 or +1.
         transport: "exchange", "counts", or "auto": the one that costs less by `voting.choice`.
+        bucket_bytes: of the gradients in a bucket; None: BUCKET coordinates.
+        hierarchical: each node has one vote, on the mean of its ranks' gradients.
         instead_of: an election that this rank has voted in so far and leaves for this one, because layers have been
             frozen, say. If other ranks stay in it, all of them get an error, at this one's first vote.
 
@@ -89,12 +96,15 @@ class Election:
         process_set=hvd.global_process_set,
         abstain: bool = True,
         transport: str = "auto",
+        bucket_bytes: int | None = None,
+        hierarchical: bool = False,
         instead_of: "Election | None" = None,
     ):
         if transport not in TRANSPORTS:
             raise ValueError(f"transport must be one of {', '.join(map(repr, TRANSPORTS))}, got {transport!r}")
         self.rule, self.abstain = rule, abstain
         self._process_set, self._transport = process_set, transport
+        self._bucket_bytes, self._hierarchical, self._nodes = bucket_bytes, hierarchical, None
         self.counters = Counters() if instead_of is None else instead_of.counters
         self._reports = Reports() if instead_of is None else instead_of._reports
         self._instead_of, self._requests, self._eager, self.scaled = instead_of, [], False, False
@@ -105,13 +115,23 @@ class Election:
     @property
     def rank(self) -> int:
         """This rank in the process set; 0 where this process is no part of it and so votes alone."""
-        return self._process_set.rank() if self.size > 1 else 0
+        return self._process_set.rank() if self.ranks > 1 else 0
+
+    @property
+    def ranks(self) -> int:
+        """How many ranks take part."""
+        require_horovod(hvd)
+        return self._process_set.size() if self._process_set.included() else 1
 
     @property
     def size(self) -> int:
-        """How many ranks vote."""
-        require_horovod()
-        return self._process_set.size() if self._process_set.included() else 1
+        """How many vote: ranks, or nodes."""
+        return self.ranks if self._nodes is None else self._nodes.count
+
+    @property
+    def voter(self) -> str:
+        """Who votes here, for messages."""
+        return f"rank {self.rank}" if self._nodes is None else f"the node of rank {self.rank}"
 
     @tf.autograph.experimental.do_not_convert
     def vote(self, gradients, variables: list[Coordinates], labels, momentum=None, abstaining=None) -> list:
@@ -142,16 +162,24 @@ class Election:
         counted = [tf.zeros_like(self.counters.latest)]
         voted_on = sum(v.count for v, none in zip(variables, absent, strict=True) if not none)
         protocol, self._eager = PROTOCOLS[self._way(voted_on)], tf.executing_eagerly()
-        buckets = _buckets(variables, absent)
-        picked = [[_present(gradients[i], variables[i]) for i in bucket] for bucket in buckets]
-        ballots = [self._pack(pick, bucket, momentum, abstaining) for pick, bucket in zip(picked, buckets, strict=True)]
-        self._requests = [(protocol is PROTOCOLS["counts"], ballot.sign.shape[0]) for ballot in ballots]
-        running = [protocol(ballot, self.rank, self.size, not self.abstain, messages) for ballot in ballots]
-        results = carry_out(running, self._process_set, self.name, self.rank, self.size)
-        for bucket, pick, ballot, result in zip(buckets, picked, ballots, results, strict=True):
-            decided, counts = self._unpack(pick, [labels[i] for i in bucket], ballot, *result, abstaining)
+        carrier = self._carrier()
+        buckets = [
+            _Bucket(indices, [_present(gradients[i], variables[i]) for i in indices], abstaining)
+            for indices in _buckets(variables, absent, self._bucket_bytes)
+        ]
+        self._requests = [(protocol is PROTOCOLS["counts"], bucket.plane_bytes) for bucket in buckets]
+        if carrier.nodes is None:
+            running = [
+                protocol(self._pack(bucket, momentum), carrier.rank, carrier.size, not self.abstain, messages)
+                for bucket in buckets
+            ]
+        else:
+            self._begin_together(buckets)
+            running = [self._vote_of_nodes(bucket, momentum, protocol, carrier.nodes) for bucket in buckets]
+        for bucket, result in zip(buckets, carry_out(running, carrier, self.name), strict=True):
+            decided, counts = self._unpack(bucket, [labels[i] for i in bucket.indices], *result)
             counted.append(counts)
-            for i, vote in zip(bucket, decided, strict=True):
+            for i, vote in zip(bucket.indices, decided, strict=True):
                 votes[i] = vote
         tell = functools.partial(self._reports.tell_disagreement, size=self.size, one_bit=not self.abstain)
         self.counters.end_step(tf.add_n(counted), tell)
@@ -166,18 +194,19 @@ class Election:
         """
         refuse_xla()
         if self._missing_everywhere is None:
-            self._reports.voter = f"rank {self.rank}"
             self._leave_former()
             self._missing_everywhere = self._agree(gradients, variables, labels, error)
+            self._reports.voter = self.voter
         return self._missing_everywhere
 
     def _leave_former(self):
         former, self._instead_of = self._instead_of, None
-        if former is not None and former._requests and self.size > 1:
+        if former is not None and former._requests and self.ranks > 1:
             counted, widths = former._requests[0][0], [width for _, width in former._requests]
-            left = farewell.Former(former.name, counted, former._eager, former.scaled, widths)
+            attended = former._nodes is not None
+            left = farewell.Former(former.name, counted, former._eager, former.scaled, attended, widths)
             with tf.init_scope():
-                farewell.say(left, self._process_set, self.size)
+                farewell.say(left, self._process_set, self.ranks)
 
     def lapse(self):
         """Forgets what the ranks have agreed on. What has been traced must be traced again."""
@@ -199,25 +228,47 @@ class Election:
             return self._transport
         return "exchange" if self.size == 1 else choose(coordinates, self.size, self.abstain, can_go_direct=False)
 
-    def _unpack(self, gradients, labels, ballot, decided, sent, abstaining):
+    def _carrier(self) -> Carrier:
+        nodes = self._nodes
+        if nodes is None:
+            return Carrier(self._process_set, self.rank, self.size)
+        return Carrier(nodes.first, nodes.number, nodes.count, nodes)
+
+    def _begin_together(self, buckets: "list[_Bucket]"):
+        """Votes of nodes begin when all ranks are known to be there."""
+        gradients = farewell.all_there(self.name, self.ranks, [g for bucket in buckets for g in bucket.gradients])
+        for bucket in buckets:
+            bucket.gradients, gradients = gradients[: len(bucket.indices)], gradients[len(bucket.indices) :]
+
+    def _vote_of_nodes(self, bucket: "_Bucket", momentum, protocol, nodes):
+        def pack(means):
+            if means:
+                bucket.take_means(means)
+            return self._pack(bucket, momentum)
+
+        return vote_of_nodes(nodes, bucket.to_be_averaged, pack, protocol, not self.abstain, messages)
+
+    def _unpack(self, bucket: "_Bucket", labels, decided, sent):
         """A bucket's votes, and the counts of what happened in it."""
+        gradients = bucket.gradients
         layout = tuple((tuple(g.shape), g.dtype) for g in gradients)
         sizes = [g.shape.num_elements() for g in gradients]
-        counts, nans = count(ballot, decided, sum(sizes)), tf.constant(0, tf.int64)
+        counts, nans = count(bucket.ballot, decided, sum(sizes)), tf.constant(0, tf.int64)
         if self.abstain:
             # NaN abstains, so that most steps need no look at the gradients to know that there is none.
             tell = functools.partial(self._reports.tell_nans, labels=labels, sizes=sizes)
-            nans = count_nans(gradients, counts.abstained > 0, abstaining, tell)
+            nans = count_nans(gradients, counts.abstained > 0, bucket.abstaining, tell)
         votes = unpacker(layout, self.abstain)(decided.sign, decided.nonzero)
         return votes, tf.stack(counts._replace(nans=nans, bytes_sent=sent))
 
-    def _pack(self, gradients, bucket, momentum, abstaining) -> Planes:
-        """The ballot on a bucket's gradients, of the variables of these indices."""
+    def _pack(self, bucket: "_Bucket", momentum) -> Planes:
+        """The ballot on a bucket's gradients."""
+        gradients, abstaining = bucket.gradients, bucket.abstaining
         hold = tf.constant(False) if abstaining is None else abstaining
         if momentum is None:
             sign, nonzero = packer(self.abstain)(gradients)
         else:
-            slots = [momentum.slots[i] for i in bucket]
+            slots = [momentum.slots[i] for i in bucket.indices]
             momenta = [slot.read_value() for slot in slots]
             when = (tf.convert_to_tensor(momentum.on_gradient), hold, tf.constant(0, tf.uint32))
             new, sign, nonzero = momentum_packer(self.rule, self.abstain)(gradients, momenta, *when)
@@ -226,7 +277,8 @@ class Election:
         if abstaining is not None:
             silent = tf.where(abstaining, np.uint8(0), np.uint8(255))
             nonzero = tf.fill(sign.shape, silent) if nonzero is None else tf.bitwise.bitwise_and(nonzero, silent)
-        return Planes(sign, nonzero)
+        bucket.ballot = Planes(sign, nonzero)
+        return bucket.ballot
 
     def _agree(self, gradients, variables, labels, error) -> list[bool]:
         """Raises an error on all ranks unless they vote on the same variables; says which have no gradient anywhere.
@@ -234,25 +286,35 @@ class Election:
         They also agree on a name for their Horovod ops, which no election of theirs had before.
         """
         with tf.init_scope():
-            lines = [
-                f"rule {self.rule}, abstain={self.abstain}, transport={self._transport!r}, {len(variables)} variables"
-            ]
-            names = map(common_name, labels)
-            lines += [f"{name} {v.dtype.name} {v.shape}" for name, v in zip(names, variables, strict=True)]
+            mine, ranks = np.array([[g is None for g in gradients]], np.uint8), self._process_set.process_set_id
+            number = _numbers.get(ranks, 0)
             error = error or self._invalid(variables, labels)
-            ranks = self._process_set.process_set_id
-            mine = np.array([[_numbers.get(ranks, 0), *(g is None for g in gradients)]], np.int64)
-            if self.size == 1:
+            if self.ranks == 1:
                 if error is not None:
                     raise error
                 of_all = mine
             else:
-                what = f"horovod_sign.tf.{ranks}"
-                check_agreement(what, "\n".join(lines), error, self._process_set)
-                of_all = np.asarray(hvd.allgather(mine, name=f"{what}.missing", process_set=self._process_set))
-            number = int(of_all[:, 0].max())
+                number = agree("the vote", self._items(variables, labels), error, self._process_set, number)
+                name = f"horovod_sign.tf.{ranks}.missing"
+                of_all = np.asarray(hvd.allgather(mine, name=name, process_set=self._process_set))
             _numbers[ranks], self.name = number + 1, f"horovod_sign.tf.{ranks}.{number}"
-            return of_all[:, 1:].min(axis=0).astype(bool).tolist()
+            self._nodes = find_nodes(hvd) if self._hierarchical and self.ranks > 1 else None
+            return of_all.min(axis=0).astype(bool).tolist()
+
+    def _items(self, variables, labels) -> list[Item]:
+        """What all ranks must have alike."""
+        names = map(common_name, labels)
+        return [
+            ("the rule", str(self.rule)),
+            argument("abstain", self.abstain),
+            argument("transport", self._transport),
+            argument("bucket_cap_mb", None if self._bucket_bytes is None else self._bucket_bytes / 1e6),
+            argument("hierarchical", self._hierarchical),
+            *[
+                (f"variable {i}", f"{name} {v.dtype.name} {v.shape}")
+                for i, (name, v) in enumerate(zip(names, variables, strict=True))
+            ],
+        ]
 
     def _invalid(self, variables, labels):
         for v, label in zip(variables, labels, strict=True):
@@ -261,7 +323,7 @@ class Election:
                 return TypeError(f"the gradient of {label} is {v.dtype.name}, but votes are on {names}")
         if self._transport == "counts":
             try:
-                counts_bits(self.size)
+                counts_bits(self.ranks)
             except ValueError as error:
                 return error
         return None
@@ -272,21 +334,6 @@ def lapse():
     _numbers.clear()
     for election in _elections:
         election.lapse()
-
-
-def check_agreement(what: str, summary: str, error: Exception | None, process_set):
-    """Raises the same error on all ranks if any rank has one or if their summaries differ. Executes eagerly."""
-    record = encode_record(summary, error).copy()
-    records = hvd.allgather(record[None], name=f"{what}.agree", process_set=process_set)
-    found = disagreement(what, np.asarray(records))
-    if found is not None:
-        raise found
-
-
-def require_horovod():
-    """Raises ValueError unless Horovod is initialized."""
-    if not hvd.is_initialized():
-        raise ValueError("Horovod is not initialized: call hvd.init() (of horovod.tensorflow) before the first vote")
 
 
 def refuse_xla():
@@ -320,15 +367,44 @@ def _present(gradient, variable: Coordinates):
     return tf.zeros(variable.shape, variable.dtype) if gradient is None else gradient
 
 
-def _buckets(variables, left_out) -> list[list[int]]:
-    """Which variables go together, in order, each bucket up to about BUCKET coordinates."""
-    buckets, room = [], 0
-    for i, v in enumerate(variables):
-        if left_out[i] or v.count == 0:
-            continue
-        if not buckets or room < v.count:
-            buckets.append([])
-            room = BUCKET
-        buckets[-1].append(i)
-        room -= v.count
-    return buckets
+def _buckets(variables, left_out, bytes_each: int | None = None) -> list[list[int]]:
+    """Which variables go together, in order: about BUCKET coordinates, or so many bytes of gradients."""
+    there = [i for i, v in enumerate(variables) if v.count and not left_out[i]]
+    if bytes_each is None:
+        buckets = plan((variables[i].count for i in there), BUCKET)
+    else:
+        buckets = plan((variables[i].count * variables[i].dtype.size for i in there), bytes_each)
+    return [[there[i] for i in bucket] for bucket in buckets]
+
+
+class _Bucket:
+    """Variables whose ballots travel together, in one step.
+
+    Attributes:
+        indices: of the variables.
+        gradients: on which this rank, or its node, votes.
+        abstaining: scalar bool tensor: it abstains on all coordinates; None: it does not.
+        ballot: once it is packed.
+    """
+
+    def __init__(self, indices: list[int], gradients: list[tf.Tensor], abstaining):
+        self.indices, self.gradients, self.abstaining = indices, gradients, abstaining
+        self.ballot: Planes | None = None
+
+    @property
+    def plane_bytes(self) -> int:
+        """Of the ballot's sign plane."""
+        return sum(plane_bytes(g.shape.num_elements()) for g in self.gradients)
+
+    def to_be_averaged(self) -> list[tf.Tensor]:
+        """The gradients in the precision of their mean, none of an abstaining rank; and whether this is one."""
+        wide = [tf.cast(g, tf.float64 if g.dtype == tf.float64 else tf.float32) for g in self.gradients]
+        if self.abstaining is None:
+            return wide
+        return [tf.where(self.abstaining, tf.zeros_like(g), g) for g in wide] + [tf.cast(self.abstaining, tf.float32)]
+
+    def take_means(self, means: list[tf.Tensor]):
+        """Votes on the means of the node, which abstains if all of its ranks do."""
+        self.gradients = [tf.cast(mean, g.dtype) for mean, g in zip(means, self.gradients, strict=False)]
+        if self.abstaining is not None:
+            self.abstaining = means[-1] == 1

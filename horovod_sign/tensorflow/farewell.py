@@ -14,6 +14,8 @@ import numpy as np
 import tensorflow as tf
 
 from horovod_sign.algebra import counts_bits
+from horovod_sign.tensorflow.repeated import at_each_run
+from horovod_sign.voting.hierarchy import JOINED
 
 # In place of a message's number of planes (1 or 2), and of what counts a voter among the counts.
 _NO_PLANES, _NO_VOTER = 255, 2**32
@@ -33,6 +35,7 @@ class Former(NamedTuple):
         eager: whether the votes are executed eagerly, one bucket after the other; else all begin, whatever is heard in
             any of them.
         scaled: whether the ranks first tell each other who overflowed.
+        attended: whether they tell each other who is there, before anything is averaged or sent.
         widths: for each bucket the bytes of the ballot's sign plane.
     """
 
@@ -40,6 +43,7 @@ class Former(NamedTuple):
     counted: bool
     eager: bool
     scaled: bool
+    attended: bool
     widths: list[int]
 
 
@@ -61,7 +65,9 @@ def say(former: Former, process_set, size: int):
         if former.scaled and number == 0:
             heard = hvd.allreduce(tf.constant(0), op=hvd.Sum, name=f"{former.name}.finite", **options)
             all_left.append(heard >= 0)
-        if former.counted:
+        if former.attended:
+            all_left.append(_attendance(former.name, left=True)[1] == size)
+        elif former.counted:
             words = np.zeros(former.widths[number] * counts_bits(size) // 8 + 1, np.int64)
             words[-1] = _NO_VOTER
             summed = hvd.allreduce(tf.constant(words), op=hvd.Sum, name=name, **options)
@@ -76,11 +82,31 @@ def say(former: Former, process_set, size: int):
     if former.eager:
         alike = [leave(0)]
     else:
+        numbers = range(1 if former.attended else len(former.widths))
         # A function for each: TensorFlow would take ops with equal inputs for one.
-        leave_in_graph = [tf.function(functools.partial(leave, n), autograph=False) for n in range(len(former.widths))]
+        leave_in_graph = [tf.function(functools.partial(leave, n), autograph=False) for n in numbers]
         alike = [leave_one() for leave_one in leave_in_graph]
     if not all(alike):
         raise ValueError(_LEFT)
+
+
+def all_there(name: str, size: int, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
+    """Tensors, once it is known that all ranks take part in a vote; fails if one has joined or left.
+
+    Ranks in `hvd.join()` would be waited for ever by process sets. So nothing else of the vote may begin before.
+    """
+    present, left = tf.unstack(_attendance(name, left=False))
+    if tf.executing_eagerly() and present < size:
+        raise RuntimeError(JOINED)
+    checks = [tf.debugging.Assert(present == size, [JOINED]), tf.debugging.Assert(left == 0, [_LEFT])]
+    with tf.control_dependencies([check for check in checks if check is not None]):
+        return [tf.identity(tensor) for tensor in tensors]
+
+
+def _attendance(name: str, left: bool) -> tf.Tensor:
+    """How many ranks are there, and how many of them say farewell."""
+    mine = at_each_run(tf.constant([1, int(left)]))
+    return tf.ensure_shape(hvd.allreduce(mine, op=hvd.Sum, name=f"{name}.present", ignore_name_scope=True), [2])
 
 
 def left_in_messages(received: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:

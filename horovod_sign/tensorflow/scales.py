@@ -8,7 +8,7 @@ import horovod.tensorflow as hvd
 import tensorflow as tf
 
 from horovod_sign.tensorflow.ballots import all_finite
-from horovod_sign.tensorflow.collectives import at_each_run
+from horovod_sign.tensorflow.repeated import at_each_run
 
 # Below it a rank does not go while others vote: it is not the scale then that makes its gradients overflow, and one
 # that has fallen to 0 would not come back when they are good again.

@@ -7,6 +7,7 @@ import horovod.tensorflow as hvd
 import tensorflow as tf
 
 from horovod_sign.keywords import without_horovods_default
+from horovod_sign.options import bucket_bytes, check_voting
 from horovod_sign.tensorflow import scaled_losses
 from horovod_sign.tensorflow.checks import check_arguments
 from horovod_sign.tensorflow.compression import Compression, SignCompressor
@@ -32,6 +33,8 @@ def DistributedGradientTape(
     abstain: bool = True,
     transport: str = "auto",
     backward_passes_per_step: int = 1,
+    bucket_cap_mb: float | None = None,
+    hierarchical: bool = False,
     **unsupported: "Unpack[HorovodKeywords]",
 ) -> tf.GradientTape:
     """Wraps a gradient tape so that its gradients are the votes of all ranks: -1, 0 or +1, in the gradient's dtype.
@@ -53,6 +56,12 @@ def DistributedGradientTape(
             `horovod_sign.voting.choice`.
         backward_passes_per_step: votes are on the mean gradient of so many calls of `gradient`; the calls between
             return zeros.
+        bucket_cap_mb: megabytes (10^6 bytes) of gradients in one vote. Default: 2^24 coordinates.
+        hierarchical: each node has one vote, on the mean over its ranks of their gradients, taken in float32 (float64
+            for float64) by Horovod within the node: sign(sum over nodes k of sign(v_k)). The ranks of a node share
+            memory, as MPI sees it; nodes may have different numbers of ranks, and still have one vote each. A rank's
+            missing gradients count as zeros in the mean, and a NaN makes its whole node abstain there. Needs
+            `hvd.init(process_sets=hvs.node_process_sets())`.
         unsupported: Horovod's other keywords, if they ask for nothing that a vote cannot have: op=Average or op=Sum,
             which a vote does not tell apart, devices, and groups and the like as they are by default.
 
@@ -68,9 +77,9 @@ def DistributedGradientTape(
         ValueError: Horovod not initialized, bad options; in `gradient`: the ranks' variables differ.
     """
     compression = without_horovods_default(compression, hvd.Compression)
-    check_arguments(
-        "DistributedGradientTape", compression, backward_passes_per_step, process_set, transport, unsupported
-    )
+    check_arguments("DistributedGradientTape", compression, process_set, unsupported)
+    check_voting(hvd, process_set, transport, backward_passes_per_step, hierarchical)
+    size = None if bucket_cap_mb is None else bucket_bytes(bucket_cap_mb)
     if isinstance(gradtape, VotingTape):
         raise ValueError("the tape is already wrapped by hvs.DistributedGradientTape: wrap it once")
     if "_allreduce_grads" in vars(gradtape):
@@ -78,7 +87,7 @@ def DistributedGradientTape(
             "the tape is already wrapped by Horovod's DistributedGradientTape: wrap the plain tape instead"
         )
     scaled_losses.watch()  # should Keras have been loaded later
-    options = _Options(process_set, abstain, transport, backward_passes_per_step)
+    options = _Options(backward_passes_per_step, process_set, abstain, transport, size, bool(hierarchical))
     return VotingTape(gradtape, compression or _DEFAULT, options)
 
 
@@ -142,7 +151,7 @@ class VotingTape(tf.GradientTape):
 
 
 class _Options(tuple):
-    """(process set, abstain, transport, passes); process sets are told apart by identity."""
+    """(passes, *what an `Election` is made of); process sets are told apart by identity."""
 
     __slots__ = ()
 
@@ -159,13 +168,13 @@ class _TapeMemory:
         places: for each variable its place in the list of `former`, or None.
         former: the memory of the latest list that has some of these variables (layers have been frozen, say): they keep
             their momenta.
-        process_set, abstain, transport, passes: the tape's options.
+        passes, voting: the tape's options; of the latter, what an `Election` is made of.
     """
 
-    def __init__(self, rule, coordinates, labels, places, former, process_set, abstain, transport, passes):
+    def __init__(self, rule, coordinates, labels, places, former, passes, *voting):
         self._coordinates, self._labels, self._passes = coordinates, labels, passes
-        self._process_set = process_set
-        self.election = Election(rule, process_set, abstain, transport, former and former.election)
+        self._process_set = voting[0]
+        self.election = Election(rule, *voting, instead_of=former and former.election)
         self._momentum = None
         if rule.states:
             shapes, kept = [v.shape for v in coordinates], former and former._momentum
@@ -181,7 +190,7 @@ class _TapeMemory:
         self.election.prepare(gradients, self._coordinates, self._labels)
         gradients = [self.election.dense(g, v) for g, v in zip(gradients, self._coordinates, strict=True)]
         present, name = [g for g in gradients if g is not None], f"{self.election.name}.finite"
-        scale = Scale(scaler, present, name, self._process_set, self.election.size)
+        scale = Scale(scaler, present, name, self._process_set, self.election.ranks)
         self.election.scaled = scale.abstaining is not None
         gradients = scale.unscaled(gradients)
         if self._sums is None:

@@ -18,6 +18,7 @@ from horovod_sign.tensors.devices.staging import Staging, Tensors
 from horovod_sign.tensors.layout import Layout, check_memory, overlaps
 from horovod_sign.tensors.planes import DTYPES, check_votable, has_kernels, kernels
 from horovod_sign.voting.messages import Planes
+from horovod_sign.voting.plan import plan
 
 # Gradients are packed when so many coordinates of them have arrived: few calls, and before they have left the cache.
 PACK_COORDINATES = 2**20
@@ -458,14 +459,8 @@ def make_buckets(
         first: number of the first bucket; their names are numbered on.
         layouts: of parameters that were voted on before.
     """
-    trainable = [(p, i) for p, i in groups_of(voter.param_groups).items() if p in parameters]
-    batches: list[list[tuple[torch.Tensor, str, int]]] = [[]]
-    filled = 0
-    for p, group in reversed(trainable):
-        size = p.numel() * p.element_size()
-        if batches[-1] and filled + size > capacity:
-            batches.append([])
-            filled = 0
-        batches[-1].append((p, parameters[p], group))
-        filled += size
-    return [Bucket(f"bucket{i}", batch, voter, layouts) for i, batch in enumerate(batches, first) if batch]
+    trainable = [(p, parameters[p], i) for p, i in groups_of(voter.param_groups).items() if p in parameters]
+    trainable.reverse()
+    buckets = plan((p.numel() * p.element_size() for p, _, _ in trainable), capacity)
+    batches = [[trainable[i] for i in bucket] for bucket in buckets]
+    return [Bucket(f"bucket{i}", batch, voter, layouts) for i, batch in enumerate(batches, first)]

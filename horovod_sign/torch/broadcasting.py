@@ -47,12 +47,10 @@ def broadcast_state(optimizer, root: int, states: list[dict]) -> dict:
         by a step.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    lines = [
-        f"parameters in {len(optimizer.param_groups)} groups",
-        # Not their strides: what is sent lies in memory by index.
-        *[f"parameter {i}: {p.dtype}, shape {tuple(p.shape)}" for i, p in enumerate(parameters)],
-    ]
-    tensors = _Tensors(agree(lines, None, hvd.global_process_set), root)
+    items = [("the number of parameter groups", str(len(optimizer.param_groups)))]
+    # Not their strides: what is sent lies in memory by index.
+    items += [(f"parameter {i}", f"{p.dtype}, shape {tuple(p.shape)}") for i, p in enumerate(parameters)]
+    tensors = _Tensors(agree(items, None, hvd.global_process_set), root)
     options = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     kinds = [{i: _kinds(p, state[p]) for i, p in enumerate(parameters) if p in state} for state in states]
     options, kinds = hvd.broadcast_object((options, kinds), root, name=f"{tensors.name}.kinds")

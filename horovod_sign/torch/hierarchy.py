@@ -1,29 +1,19 @@
-"""Votes of nodes, not of ranks: the ranks of a node average their gradients, and each node has one vote.
-
-What crosses the network is one vote per node, so it costs as much as a vote of so few ranks, and the full-precision
-average stays inside a node, in shared memory or NVLink.
-"""
+"""Votes of nodes by Horovod for PyTorch: see `voting.hierarchy`."""
 
 from collections.abc import Generator
 
 import horovod.torch as hvd
-import numpy as np
 import torch
 
 from horovod_sign.tensors.buckets import Bucket, Slot
 from horovod_sign.tensors.layout import check_memory
 from horovod_sign.torch.collectives import HorovodCollectives
-from horovod_sign.voting import messages
+from horovod_sign.voting import hierarchy
 from horovod_sign.voting.collectives import Allgather, Request, Within
 from horovod_sign.voting.nodes import Nodes
 
 # What the engine averages as it is; 16-bit gradients are averaged in float32, as is what is not in one piece.
 _FULL_PRECISION = (torch.float32, torch.float64)
-
-_JOINED = (
-    "a rank has called hvd.join(), and its node waits for its gradients: with uneven data, leave hierarchical=True out "
-    'and give hvs.DistributedOptimizer transport="counts", in which joined ranks abstain'
-)
 
 
 class NodeCollectives:
@@ -48,7 +38,7 @@ class NodeCollectives:
         if isinstance(request.request, Allgather):
             return self._own, self._own.start(request.request, f"{name}.node{self.rank}.share")
         mean = hvd.grouped_allreduce_async_(
-            request.request, name=f"{name}.node{self.rank}.mean", op=hvd.Average, process_set=self._nodes.own
+            request.request.tensors, name=f"{name}.node{self.rank}.mean", op=hvd.Average, process_set=self._nodes.own
         )
         return None, mean
 
@@ -89,34 +79,21 @@ class Attendance:
             return
         (present, self.notices), self._handle = hvd.synchronize(self._handle).tolist(), None
         if present < hvd.size():
-            raise RuntimeError(_JOINED)
+            raise RuntimeError(hierarchy.JOINED)
 
 
 def vote_of_nodes(nodes: Nodes, bucket: Bucket, protocol, abstain: bool) -> Generator:
-    """The protocol of one bucket: mean of gradients within nodes, vote among nodes, decision to all ranks of each.
+    """`voting.hierarchy.vote_of_nodes` of a bucket, whose gradients become the means of the node."""
+    slots = [slot for slot in bucket.trainable if slot.size]  # the same on all ranks of the node
 
-        vote = sign(sum over nodes k of sign(v_k)),    v_k: of the mean over the ranks of node k of their gradients
-
-    Args:
-        nodes: where this rank is.
-        bucket: whose gradients are averaged, and then packed.
-        protocol: `voting.protocols.exchange` or `counts`, among nodes.
-        abstain: as in `protocol`.
-    """
-    alone = nodes.own.size() == 1
-    if not alone:
-        slots = [slot for slot in bucket.trainable if slot.size]  # the same on all ranks of the node
-        means = [_to_be_averaged(slot) for slot in slots]
+    def pack(means):
         if means:
-            yield Within(means)
-        _put_back(slots, means)
-    ballot = bucket.pack(abstain)
-    decided = (yield from protocol(ballot, nodes.number, nodes.count, not abstain)) if nodes.leads else None
-    if alone:
-        return decided
-    length = len(ballot.sign)
-    message = messages.split(decided, [(0, length)])[0] if nodes.leads else np.empty(0, np.uint8)
-    return messages.parse((yield Within(Allgather(message))), [length])[0]
+            _put_back(slots, means)
+        return bucket.pack(abstain)
+
+    return hierarchy.vote_of_nodes(
+        nodes, lambda: [_to_be_averaged(slot) for slot in slots], pack, protocol, one_bit=not abstain
+    )
 
 
 def averaged_in_place(gradient: torch.Tensor) -> bool:

@@ -13,6 +13,7 @@ from horovod_sign.tensors.buckets import Slot, groups_of
 from horovod_sign.tensors.layout import Layout
 from horovod_sign.torch.agreement import describe
 from horovod_sign.torch.arguments import check_parameters, trainable
+from horovod_sign.voting.handshake import Item
 
 
 class Membership:
@@ -44,17 +45,16 @@ class Membership:
                 slot.group = groups.get(slot.parameter)
         return found != self._agreed
 
-    def lines(self, slots: Iterable[Slot]) -> list[str]:
-        """What all ranks must have alike: a line for each parameter, and one for those that left. Raises TypeError."""
+    def items(self, slots: Iterable[Slot]) -> list[Item]:
+        """What all ranks must have alike: those that left, and an item for each parameter. Raises TypeError."""
         parameters, groups = self.trainable(), groups_of(self._optimizer.param_groups)
         check_parameters({p: label for p, label in parameters.items() if p not in self.names})
         places = {slot.parameter: f"{slot.bucket.name}.{slot.index}" for slot in slots}
-        lines = [
-            f"{line}, in group {groups[p]}, {places.get(p, 'new')}"
-            for p, line in zip(parameters, describe(parameters, self.layouts), strict=True)
-        ]
         gone = [f"{slot.label}, {places[slot.parameter]}" for slot in slots if slot.parameter not in groups]
-        return [*lines, f"no longer there: {'; '.join(gone)}"] if gone else lines
+        items = [("what is no longer there", "; ".join(gone) or "nothing")]
+        for i, (p, described) in enumerate(zip(parameters, describe(parameters, self.layouts), strict=True)):
+            items.append((f"parameter {i}", f"{described}, in group {groups[p]}, {places.get(p, 'new')}"))
+        return items
 
     def trainable(self) -> dict[torch.Tensor, str]:
         """The trainable parameters in the optimizer's order, and what to call them."""

@@ -21,6 +21,7 @@ from horovod_sign.torch.pipeline import Pipeline
 from horovod_sign.torch.replicas import PATIENCE, ReplicaCheck
 from horovod_sign.torch.scaling import Overflow, Scaling
 from horovod_sign.torch.transports import carriers
+from horovod_sign.voting.handshake import Item, argument
 from horovod_sign.voting.messages import Planes
 from horovod_sign.voting.nodes import find_nodes
 
@@ -57,14 +58,20 @@ class Options:
     hierarchical: bool
     check_replicas: int
 
-    def line(self) -> str:
+    def items(self) -> list[Item]:
         """For the agreement of all ranks."""
         scaled = self.grad_scaler is not None and self.grad_scaler.is_enabled()
-        return (
-            f"{self.kind}, abstain={self.abstain}, transport={self.transport}, {self.passes} passes, buckets of "
-            f"{self.bucket_bytes} bytes, overlap={self.early}, {'a' if scaled else 'no'} grad_scaler, "
-            f"hierarchical={self.hierarchical}, check_replicas={self.check_replicas}"
-        )
+        return [
+            ("the optimizer", self.kind),
+            argument("abstain", self.abstain),
+            argument("transport", self.transport),
+            argument("backward_passes_per_step", self.passes),
+            argument("bucket_cap_mb", self.bucket_bytes / 1e6),
+            argument("overlap", self.early),
+            ("argument grad_scaler", "given" if scaled else "None"),
+            argument("hierarchical", self.hierarchical),
+            argument("check_replicas", self.check_replicas),
+        ]
 
 
 class Votes:
@@ -221,7 +228,7 @@ class Votes:
         return self._members.has_changed(self.pipeline.slots)
 
     def _agree(self, error: Exception | None) -> str:
-        lines = []
+        items = []
         try:
             slots = []
             if self.pipeline is not None:
@@ -229,10 +236,10 @@ class Votes:
                 self.pipeline.raise_error()
                 slots = self.pipeline.slots
             if error is None:
-                lines = [self.options.line(), *self._members.lines(slots)]
+                items = [*self.options.items(), *self._members.items(slots)]
         except Exception as unvotable:  # whatever it is: the other ranks wait
             error = unvotable
-        return agree(lines, error, self.options.process_set)
+        return agree(items, error, self.options.process_set)
 
     def _make_buckets(self):
         self.pipeline.add(self._buckets_of(self._members.take_in()))

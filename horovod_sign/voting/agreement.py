@@ -8,6 +8,7 @@ import hashlib
 import numpy as np
 
 _TEXT, _HASH = 240, 16
+_SHOWN = 4  # values that a message shows
 _KINDS = {"-": None, "T": TypeError, "V": ValueError}
 
 
@@ -38,6 +39,18 @@ def disagreement(what: str, records: np.ndarray) -> Exception | None:
         return None
     described = "; ".join(f"{ranks_in_words(ranks)}: {texts[ranks[0]][1:]}" for ranks in groups.values())
     return ValueError(f"{what}: all ranks must bring the same coordinates and options, but they differ ({described})")
+
+
+def told(name: str, values: list[str]) -> str:
+    """ "lr is 0.1 on ranks 0, 2 and 0.2 on rank 1". `values`: of each rank; one that is empty is not told."""
+    ranks_of: dict[str, list[int]] = {}
+    for rank, value in enumerate(values):
+        if value:
+            ranks_of.setdefault(value, []).append(rank)
+    each = [f"{value} on {ranks_in_words(ranks)}" for value, ranks in list(ranks_of.items())[:_SHOWN]]
+    if len(ranks_of) > _SHOWN:
+        each.append(f"{len(ranks_of) - _SHOWN} others elsewhere")
+    return f"{name} is {' and '.join(each)}"
 
 
 def ranks_in_words(ranks: list[int]) -> str:

@@ -18,9 +18,13 @@ class Alltoall(NamedTuple):
 
 
 class Allgather(NamedTuple):
-    """Send `buffer` to all ranks (lengths may differ); the result is the buffers of all ranks, in rank order."""
+    """Send `buffer` to all ranks; the result is the buffers of all ranks, in rank order.
+
+    Lengths may differ, unless all ranks know that they are `alike`.
+    """
 
     buffer: np.ndarray
+    alike: bool = False
 
 
 class Allreduce(NamedTuple):
@@ -32,10 +36,16 @@ class Allreduce(NamedTuple):
 Request = Alltoall | Allgather | Allreduce
 
 
+class Average(NamedTuple):
+    """The means over ranks of tensors of the caller's framework; the result is a list of them."""
+
+    tensors: list
+
+
 class Within(NamedTuple):
     """A request among the ranks of one node only, whose bytes cross no network."""
 
-    request: Any
+    request: Allgather | Average
 
 
 class Collectives(Protocol):

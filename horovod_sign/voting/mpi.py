@@ -7,8 +7,8 @@ from numpy.typing import ArrayLike
 
 from horovod_sign import algebra
 from horovod_sign.launched import warn_if_alone
-from horovod_sign.voting.agreement import disagreement, encode_record
 from horovod_sign.voting.collectives import Allgather, Alltoall, Request, Vote
+from horovod_sign.voting.handshake import agree, argument
 from horovod_sign.voting.inputs import as_array
 from horovod_sign.voting.library import load_mpi
 from horovod_sign.voting.messages import Planes
@@ -54,18 +54,19 @@ def majority_vote(
         ImportError: mpi4py is not installed, finds no MPI, or would load another one than this process has.
     """
     comm = _communicator(comm)
-    summary, error = "", None
+    items, error = [], None
     try:
         x = as_array(x)
         shape = x.shape
         _check(x, abstain, transport, comm.size)
         flat, vote = x.reshape(-1), np.empty(x.size, np.int8)  # which may be too much for this rank's memory
-        summary = f"shape {x.shape}, dtype {x.dtype.name}, abstain={abstain!r}, transport={transport!r}"
+        items = [("shape", str(x.shape)), ("dtype", x.dtype.name)]
+        items += [argument("abstain", bool(abstain)), argument("transport", transport)]
     except Exception as invalid:  # of any kind: the other ranks are about to wait for this one
         error = invalid
-    _agree(comm, summary, error)
-
     collectives = MpiCollectives(comm)
+    Vote(agree("majority_vote", items, error, comm.size), collectives, "majority_vote.agree").wait()
+
     protocol = PROTOCOLS["exchange" if transport == "auto" else transport]
     for start in range(0, vote.size, PIECE):
         piece = flat[start : start + PIECE]
@@ -88,7 +89,7 @@ class MpiCollectives:
         if isinstance(request, Alltoall):
             return self._alltoall(request.buffer, np.array(request.lengths, np.int64))
         if isinstance(request, Allgather):
-            return self._allgather(request.buffer)
+            return self._allgather(request)
         summed = np.empty_like(request.words)
         self._comm.Allreduce(request.words, summed)  # MPI.SUM is mpi4py's default
         return summed
@@ -108,10 +109,14 @@ class MpiCollectives:
         self._comm.Alltoallv([buffer, lengths], [received, incoming])
         return received
 
-    def _allgather(self, buffer: np.ndarray) -> np.ndarray:
-        lengths = self._tell_all(len(buffer))
+    def _allgather(self, request: Allgather) -> np.ndarray:
+        if request.alike:
+            received = np.empty(self.size * len(request.buffer), np.uint8)
+            self._comm.Allgather(request.buffer, received)
+            return received
+        lengths = self._tell_all(len(request.buffer))
         received = np.empty(lengths.sum(), np.uint8)
-        self._comm.Allgatherv(buffer, [received, lengths])
+        self._comm.Allgatherv(request.buffer, [received, lengths])
         return received
 
     def _tell_each(self, lengths: np.ndarray) -> np.ndarray:
@@ -151,13 +156,3 @@ def _check(x: np.ndarray, abstain: Any, transport: Any, size: int) -> None:
     algebra.dtype_code(x.dtype)
     if transport == "counts":
         algebra.counts_bits(size)
-
-
-def _agree(comm: Any, summary: str, error: Exception | None) -> None:
-    """Raises the same error on all ranks if any rank has one or if their summaries differ."""
-    mine = encode_record(summary, error)
-    records = np.empty((comm.size, len(mine)), np.uint8)
-    comm.Allgather(mine, records)
-    found = disagreement("majority_vote", records)
-    if found is not None:
-        raise found

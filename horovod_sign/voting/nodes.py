@@ -78,7 +78,7 @@ def find_nodes(hvd) -> Nodes:
     return Nodes(number, len(groups), own[number], first, groups[number][0] == hvd.rank())
 
 
-def node_process_sets() -> list:
+def node_process_sets() -> list[Any]:
     """The process sets of `hierarchical=True`, for Horovod: `hvd.init(process_sets=hvs.node_process_sets())`.
 
     They are the ranks of each node, and the first rank of each node; a node is ranks that share memory, or what

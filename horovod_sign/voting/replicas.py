@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from horovod_sign.voting.agreement import ranks_in_words
+from horovod_sign.voting.agreement import told
 from horovod_sign.voting.collectives import Allreduce
 
 _PIECES = 4  # of 16 bits: the sums of their squares fit into int64 for up to 2**31 ranks
@@ -143,9 +143,4 @@ def _row(mine: np.ndarray, rank: int, size: int) -> Allreduce:
 
 
 def _told(name: str, shown: np.ndarray) -> str:
-    ranks_of: dict[str, list[int]] = {}
-    for rank, each in enumerate(shown):
-        text = bytes(each).rstrip(b"\0").decode(errors="ignore")
-        if text:  # else it has joined
-            ranks_of.setdefault(text, []).append(rank)
-    return f"{name} is " + " and ".join(f"{text} on {ranks_in_words(ranks)}" for text, ranks in ranks_of.items())
+    return told(name, [bytes(each).rstrip(b"\0").decode(errors="ignore") for each in shown])  # none: it has joined

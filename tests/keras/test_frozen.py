@@ -10,6 +10,7 @@ from ranks import LAST, RANK, SIZE
 
 import horovod_sign.tensorflow.keras as hvs
 from horovod_sign.tensorflow import election
+from horovod_sign.voting.nodes import OVERRIDE
 
 RANKS = (3,)  # with two ranks that go on, a vote among them would be decided; one alone votes without messages
 
@@ -121,13 +122,17 @@ ALONE = {
 }
 
 
-@pytest.mark.parametrize("transport", ["exchange", "counts"])
-@pytest.mark.parametrize("what", ALONE)
-def test_on_one_rank_alone_is_an_error_on_all_ranks(what, transport, monkeypatch):
+WAYS = [(what, {"transport": transport}) for what in ALONE for transport in ("exchange", "counts")]
+WAYS += [(what, {"hierarchical": True}) for what in ("loss scale", "several buckets")]  # nodes of two ranks and of one
+
+
+@pytest.mark.parametrize(("what", "options"), WAYS, ids=str)
+def test_on_one_rank_alone_is_an_error_on_all_ranks(what, options, monkeypatch):
     """Instead of a wait for ever: of this rank for the others to agree, of them for its vote."""
     kind, bucket = ALONE[what]
     monkeypatch.setattr(election, "BUCKET", bucket)
-    steps = Steps(hvs.DistributedOptimizer(KINDS[kind][0](), transport=transport))
+    monkeypatch.setenv(OVERRIDE, f"node{RANK == LAST}")
+    steps = Steps(hvs.DistributedOptimizer(KINDS[kind][0](), **options))
     usual, other = (SOME, ALL) if what == "unfrozen" else (ALL, SOME)
     steps.take(usual)
     if what == "unknown" and RANK == LAST:

@@ -112,5 +112,5 @@ def test_numbers_that_keras_gives_to_variables_are_each_ranks_own(way):
 def test_a_variable_of_another_name_is_a_difference():
     bias = keras.Variable([1.0], name="bias" if RANK != LAST else "variable_1")
     optimizer = hvs.DistributedOptimizer(hvs.SignSGD(0.01))
-    with pytest.raises(ValueError, match="differ"):
+    with pytest.raises(ValueError, match=r"variable 0 is .* on rank"):
         optimizer.apply([tf.constant([1.0])], [bias])

@@ -9,10 +9,11 @@ import pytest
 import tensorflow as tf
 from mpi4py import MPI
 from ranks import RANK, SIZE, process_sets
-from simulation import Workers, signum
+from simulation import SIGNSGD, Workers, signum
 
 import horovod_sign.tensorflow.keras as hvs
 from horovod_sign.tensorflow import DistributedGradientTape
+from horovod_sign.voting.nodes import OVERRIDE
 
 RANKS = (2,)  # votes tie; where an odd number, a majority or a set of some ranks matters, the test says so
 
@@ -82,6 +83,27 @@ CASES = {
 def test_fit_equals_the_simulation_with(case):
     make, simulated, options = CASES[case]
     check(make(), tasks.Simulation(**simulated), **options)
+
+
+def hierarchical(**options):
+    return wrap(hvs.Signum(0.01, 0.5, **options), hierarchical=True, bucket_cap_mb=2e-5)  # a bucket for each variable
+
+
+OF_NODES = {
+    "in a graph": (lambda: hierarchical(), {}, {}),
+    "eagerly": (lambda: hierarchical(), {}, {"run_eagerly": True}),
+    "accumulation": (lambda: hierarchical(gradient_accumulation_steps=2), {"accumulate": 2}, {}),
+    "loss scale": (lambda: wrap(Scaled(SGD(0.01), initial_scale=1024.0), hierarchical=True), {"rule": SIGNSGD}, {}),
+}
+
+
+@pytest.mark.ranks(3)  # nodes of two and of one
+@pytest.mark.parametrize("case", OF_NODES)
+def test_fit_of_nodes_equals_the_simulation(case, monkeypatch):
+    nodes = (0, 0, 1)
+    monkeypatch.setenv(OVERRIDE, f"node{nodes[RANK]}")
+    make, simulated, options = OF_NODES[case]
+    check(make(), tasks.Simulation(**{"rule": HALF, **simulated}, nodes=nodes), **options)
 
 
 KINDS = {
@@ -271,13 +293,13 @@ def test_different_variables_are_an_error_on_all_ranks(what):
     variables = [keras.Variable(np.zeros(shapes[name]), dtype=dtype, name=name) for name in names]
     optimizer = wrap(hvs.SignSGD(1.0), abstain=not (odd and what == "options"))
     brought = {
-        "shape": r"v1 float32 \(6,\)",
-        "number": "3 variables",
-        "order": r"2 variables\nv1 .*\nv0 ",
-        "dtype": "v0 float64",
-        "options": "abstain=False",
+        "shape": r"variable 1 is v1 float32 \(5,\) on rank 0 and v1 float32 \(6,\)",
+        "number": r"variable 2 is nothing more on rank 0 and v2 float32 \(7,\)",
+        "order": r"variable 0 is v0 .* and v1 float32 \(5,\)",
+        "dtype": r"v0 float64 \(3, 4\)",
+        "options": "argument abstain is True on rank 0 and False",
     }
-    with pytest.raises(ValueError, match=rf"(?s)all ranks must bring the same.* rank {SIZE - 1}: .*{brought[what]}"):
+    with pytest.raises(ValueError, match=rf"all ranks must bring the same.*{brought[what]} on rank {SIZE - 1}:"):
         optimizer.apply([tf.ones(v.shape, v.dtype) for v in variables], variables)
 
 

@@ -78,17 +78,19 @@ class Simulation:
     Args:
         rule: what the workers vote on.
         accumulate: batches whose mean gradient is voted on.
+        nodes: for each rank its node, which has one vote; default: each rank votes.
         options: of `simulation.Simulation`.
     """
 
-    def __init__(self, rule=simulation.SIGNSGD, accumulate: int = 1, **options):
-        self._simulated = simulation.Simulation(values(model()), SIZE, 0.01, rule, **options)
+    def __init__(self, rule=simulation.SIGNSGD, accumulate: int = 1, nodes=range(SIZE), **options):
+        self._nodes = nodes
+        self._simulated = simulation.Simulation(values(model()), len(set(nodes)), 0.01, rule, **options)
         self._accumulate, self._pending = accumulate, []
 
     @property
     def momenta(self) -> list[np.ndarray]:
         """This rank's."""
-        return self._simulated.workers.m[RANK]
+        return self._simulated.workers.m[self._nodes[RANK]]
 
     def train(self, epochs: int = EPOCHS) -> list[np.ndarray]:
         """The variables after training."""
@@ -110,5 +112,5 @@ class Simulation:
         means = [
             [sum(of_rank[rank][i] for of_rank in self._pending) / passes for i in range(2)] for rank in range(SIZE)
         ]
-        self._simulated.step(means)
+        self._simulated.step(simulation.means_by_node(means, self._nodes))
         self._pending = []

@@ -121,6 +121,17 @@ class Simulation:
             self.x[i] = x - lr * (vote.astype(x.dtype) + decay * x)
 
 
+def means_by_node(gradients: list[list[np.ndarray]], nodes) -> list[list[np.ndarray]]:
+    """The gradients of each node, the means of those of its ranks, by parameter.
+
+    Args:
+        gradients: of each rank.
+        nodes: for each rank the number of its node.
+    """
+    of_nodes = [[g for g, node in zip(gradients, nodes, strict=True) if node == k] for k in range(len(set(nodes)))]
+    return [[np.mean(ranks, axis=0, dtype=np.float64) for ranks in zip(*of_node, strict=True)] for of_node in of_nodes]
+
+
 def _between(beta: float, m: np.ndarray, g: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         return m * np.float32(beta) + g.astype(np.float32) * np.float32(1 - beta)

@@ -78,6 +78,8 @@ def test_buckets_are_filled_in_order(monkeypatch):
     variables = [Coordinates((n,), tf.float32) for n in (4, 6, 1, 0, 9, 25, 3, 5)]
     left_out = [False] * 7 + [True]
     assert election._buckets(variables, left_out) == [[0, 1], [2, 4], [5], [6]]
+    of_bytes = [v._replace(dtype=tf.float16) if v.count == 25 else v for v in variables]
+    assert election._buckets(of_bytes, left_out, 50) == [[0, 1, 2], [4], [5], [6]]  # 16, 24, 4; 36; 50; 12
 
 
 def counts(**others):

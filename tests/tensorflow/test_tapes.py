@@ -7,50 +7,17 @@ import numpy as np
 import pytest
 import simulation
 import tensorflow as tf
-from ranks import RANK, SIZE
+from ranks import RANK, SIZE, process_sets
+from tape_tasks import Task, assert_equal
 
 import horovod_sign.tensorflow as hvs
 
 RANKS = (2,)  # each has momenta of its own, and votes tie; that votes are right for others: test_votes.py
 
 
-class Task:
-    """Two variables whose gradients are noise: a momentum has often another sign than the latest of them."""
-
-    def __init__(self, seed=0):
-        self._seed = seed
-        self.variables = [tf.Variable(np.ones((4, 3), np.float32)), tf.Variable(np.zeros(3, np.float32))]
-
-    def data(self, step, rank, rows=16):
-        random = np.random.default_rng([self._seed, step, rank])
-        return [random.standard_normal((rows, columns)).astype(np.float32) for columns in (4, 3)]
-
-    def gradients_of_all(self, step, rows=16):
-        """For each rank, its gradients at a step."""
-        of_all = [self.data(step, rank, rows) for rank in range(SIZE)]
-        return [[(x.T @ y).astype(np.float32), y.sum(0)] for x, y in of_all]
-
-    def stepper(self, wrap, in_graph):
-        """A function of the step and a number of rows that returns the votes on this rank's gradients."""
-
-        def votes(x, y):
-            w, b = self.variables
-            with tf.GradientTape() as tape:
-                loss = tf.reduce_sum((x @ w + b) * y)
-            return wrap(tape).gradient(loss, self.variables)
-
-        run = tf.function(votes) if in_graph else votes
-        return lambda step, rows=16: run(*map(tf.constant, self.data(step, RANK, rows)))
-
-
 def workers(task, rule=simulation.SIGNSGD):
     """All ranks, in NumPy."""
     return simulation.Workers([v.numpy() for v in task.variables], SIZE, rule)
-
-
-def assert_equal(votes, expected):
-    for vote, other in zip(votes, expected, strict=True):
-        np.testing.assert_array_equal(vote, other)
 
 
 KINDS = {
@@ -69,6 +36,19 @@ def test_tape_equals_the_simulation_also_when_traced_again(kind):
     step = task.stepper(lambda tape: hvs.DistributedGradientTape(tape, compression=compression), in_graph)
     for number, rows in enumerate((16, 16, 8, 16, 8)):
         assert_equal(step(number, rows), simulated.votes(task.gradients_of_all(number, rows)))
+
+
+@pytest.mark.ranks(2)  # one alone asks for it
+def test_votes_of_nodes_that_are_refused(monkeypatch):
+    options = {"compression": hvs.Compression.signsgd(), "hierarchical": RANK == 1}
+    with pytest.raises(ValueError, match="hierarchical"):
+        Task().stepper(lambda tape: hvs.DistributedGradientTape(tape, **options), False)(0)
+    words = "hierarchical=True is for votes of all ranks: leave process_set out"
+    with process_sets(hvd, [0], [1]) as sets, pytest.raises(ValueError, match=words):
+        hvs.DistributedGradientTape(tf.GradientTape(), hierarchical=True, process_set=sets[RANK])
+    monkeypatch.setenv("HOROVOD_ELASTIC", "1")
+    with pytest.raises(ValueError, match="hierarchical=True cannot be used in an elastic job"):
+        hvs.DistributedGradientTape(tf.GradientTape(), hierarchical=True)
 
 
 @pytest.mark.fault("two-models")

@@ -114,11 +114,33 @@ def test_a_set_that_has_the_number_of_one_that_is_gone():
 
 
 DIFFERENT = {
-    "shape": ({}, (3, 5), "float32", r"rank 1: .*float32 \(3, 5\)"),
-    "dtype": ({}, (3, 4), "float64", r"rank 1: .*float64 \(3, 4\)"),
-    "abstain": ({"abstain": False}, (3, 4), "float32", "rank 1: .*abstain=False"),
-    "transport": ({"transport": "counts"}, (3, 4), "float32", "rank 1: .*transport='counts'"),
-    "rule": ({"rule": rules.signum(0.5)}, (3, 4), "float32", "rank 1: .*beta_state=0.5"),
+    "shape": ({}, (3, 5), "float32", r"variable 0 is it float32 \(3, 4\) on rank 0 and it float32 \(3, 5\) on rank 1:"),
+    "dtype": ({}, (3, 4), "float64", r"and it float64 \(3, 4\) on rank 1:"),
+    "abstain": ({"abstain": False}, (3, 4), "float32", "argument abstain is True on rank 0 and False on rank 1:"),
+    "transport": (
+        {"transport": "counts"},
+        (3, 4),
+        "float32",
+        "argument transport is 'exchange' on rank 0 and 'counts' on rank 1:",
+    ),
+    "rule": (
+        {"rule": rules.signum(0.5)},
+        (3, 4),
+        "float32",
+        "the rule is .* on rank 0 and .*beta_state=0.5.* on rank 1:",
+    ),
+    "bucket": (
+        {"bucket_bytes": 2500000},
+        (3, 4),
+        "float32",
+        "argument bucket_cap_mb is None on rank 0 and 2.5 on rank 1:",
+    ),
+    "nodes": (
+        {"hierarchical": True},
+        (3, 4),
+        "float32",
+        "argument hierarchical is False on rank 0 and True on rank 1:",
+    ),
     "no floats": ({}, (3, 4), "int32", "rank 1 cannot vote: the gradient of it is int32"),
 }
 

@@ -51,7 +51,7 @@ def test_one_rank_alone_is_told_to_all(options, what, late):
         if RANK == 1:
             net[3].weight.requires_grad_(what != "freezes")
 
-    with pytest.raises(ValueError, match=r"of rank 0 .* and of rank 1 .* differ.*on all of them alike"):
+    with pytest.raises(ValueError, match=r" on ranks? 0.* and .* on rank 1.*on all of them alike"):
         if not late:
             change()
         step(optimizer, net, 1, change if late else lambda: None)
@@ -80,5 +80,5 @@ def test_one_rank_alone_unfreezes_where_nothing_was_voted_on():
     optimizer = wrap(net)
     optimizer.step()
     net.weight.requires_grad_(RANK == 1)
-    with pytest.raises(ValueError, match="differ"):
+    with pytest.raises(ValueError, match=r"parameter 0 is .* on rank"):
         optimizer.step()

@@ -119,7 +119,7 @@ def test_a_rank_outside_is_refused_and_the_others_vote(those):
 def test_a_rank_of_the_set_that_differs_is_told_to_its_ranks(those):
     if RANK in INSIDE:
         with pytest.raises(
-            ValueError, match=r"parameter 0 of rank .*shape \(3,\).* and of rank .*shape \(4,\).* differ"
+            ValueError, match=r"parameter 0 is .*shape \(3,\).* on rank 0 and .*shape \(4,\).* on rank 1"
         ):
             p = torch.nn.Parameter(torch.zeros(3 if RANK == 1 else 4))
             hvs.DistributedOptimizer(hvs.SignSGD([p], 1.0), process_set=those)

@@ -31,6 +31,7 @@ from horovod_sign.tensorflow.keras import callbacks, elastic
 from horovod_sign.tensorflow.keras.distributed import DistributedOptimizer
 from horovod_sign.tensorflow.keras.optimizers import SignSGD, Signum
 from horovod_sign.tensorflow.keras.saving import load_model, save_model
+from horovod_sign.voting.nodes import node_process_sets
 
 __all__ = [
     "Compression",
@@ -41,6 +42,7 @@ __all__ = [
     "callbacks",
     "elastic",
     "load_model",
+    "node_process_sets",
     "save_model",
 ]
 __all__ += adopt(globals(), horovod.tensorflow.keras, __all__)

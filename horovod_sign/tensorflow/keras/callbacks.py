@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from horovod_sign.adopted import adopt
-from horovod_sign.tensorflow.election import check_agreement
+from horovod_sign.tensorflow.handshake import agree
 from horovod_sign.tensorflow.keras import models
 from horovod_sign.tensorflow.keras.distributed import election_of
 from horovod_sign.tensorflow.keras.replicas import CheckReplicasCallback, ReplicaCheck
@@ -137,7 +137,7 @@ class MetricAverageCallback(keras.callbacks.Callback):
         if logs is None or self.process_set.size() == 1:
             return
         keys = sorted(logs)
-        check_agreement("MetricAverageCallback", f"metrics {', '.join(keys)}", None, self.process_set)
+        agree("MetricAverageCallback", [("the list of metrics", ", ".join(keys))], None, self.process_set)
         values = np.array([logs[key] for key in keys], np.float64)
         means = hvd.allreduce(values, op=hvd.Average, name="horovod_sign.tf.metrics", process_set=self.process_set)
         logs.update(zip(keys, np.asarray(means).tolist(), strict=True))

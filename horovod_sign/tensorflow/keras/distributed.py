@@ -13,6 +13,7 @@ import keras
 import tensorflow as tf
 
 from horovod_sign.keywords import without_horovods_default
+from horovod_sign.options import bucket_bytes, check_voting
 from horovod_sign.rules import choose_rule
 from horovod_sign.statistics import VoteStatistics
 from horovod_sign.tensorflow.ballots import all_finite
@@ -54,6 +55,8 @@ def DistributedOptimizer(
     process_set: hvd.ProcessSet = hvd.global_process_set,
     abstain: bool = True,
     transport: str = "auto",
+    bucket_cap_mb: float | None = None,
+    hierarchical: bool = False,
     **unsupported: "Unpack[HorovodKeywords]",
 ) -> keras.optimizers.Optimizer:
     """Makes a Keras 3 optimizer step by majority vote: in `model.fit`, or by `optimizer.apply` in a loop of one's own.
@@ -78,6 +81,12 @@ def DistributedOptimizer(
         abstain: zeros, NaN and ties are 0 (True), or +1 (False).
         transport: "exchange", "counts", or "auto": what costs less for so many coordinates and ranks by
             `horovod_sign.voting.choice`.
+        bucket_cap_mb: megabytes (10^6 bytes) of gradients in one vote. Default: 2^24 coordinates.
+        hierarchical: each node has one vote, on the mean over its ranks of their gradients, taken in float32 (float64
+            for float64) by Horovod within the node: sign(sum over nodes k of sign(v_k)). The ranks of a node share
+            memory, as MPI sees it; nodes may have different numbers of ranks, and still have one vote each. A rank's
+            missing gradients count as zeros in the mean, and a NaN makes its whole node abstain there. Needs
+            `hvd.init(process_sets=hvs.node_process_sets())`.
         unsupported: Horovod's other keywords, if they ask for nothing that a vote cannot have: op=Average or op=Sum,
             which a vote does not tell apart, devices, and groups and the like as they are by default.
 
@@ -96,7 +105,9 @@ def DistributedOptimizer(
     if not isinstance(optimizer, keras.optimizers.Optimizer):
         raise TypeError(f"optimizer must be a Keras 3 optimizer, got {_kind(optimizer)}")
     compression = without_horovods_default(compression, hvd.Compression)
-    check_arguments("DistributedOptimizer", compression, backward_passes_per_step, process_set, transport, unsupported)
+    check_arguments("DistributedOptimizer", compression, process_set, unsupported)
+    check_voting(hvd, process_set, transport, backward_passes_per_step, hierarchical)
+    size = None if bucket_cap_mb is None else bucket_bytes(bucket_cap_mb)
     inner = inner_optimizer(optimizer)
     if is_distributed(optimizer) or is_distributed(inner):
         raise ValueError("the optimizer is already wrapped by hvs.DistributedOptimizer: wrap it once, from outside")
@@ -108,7 +119,9 @@ def DistributedOptimizer(
     _set_accumulation(inner, backward_passes_per_step)
     if name is not None:
         optimizer.name = name
-    optimizer.__class__ = _distributed_class(type(optimizer), (rule, process_set, abstain, transport))
+    optimizer.__class__ = _distributed_class(
+        type(optimizer), (rule, process_set, abstain, transport, size, bool(hierarchical))
+    )
     return optimizer
 
 
@@ -205,11 +218,11 @@ def _distributed_class(base, options):
 class _Step:
     """What a distributed optimizer does in `apply`: gradients to votes, then the base class's step on the votes."""
 
-    def __init__(self, optimizer, base, rule, process_set, abstain, transport):
+    def __init__(self, optimizer, base, rule, process_set, *voting):
         self._optimizer, self._base, self._inner = optimizer, base, inner_optimizer(optimizer)
         self._scaled = self._inner is not optimizer
         self._rule, self.process_set = rule, process_set
-        self._options = (rule, process_set, abstain, transport)
+        self._options = (rule, process_set, *voting)
         self.election = Election(*self._options)
         # One for each list of variables: that changes when layers are frozen and the model is compiled anew.
         self._elections: dict[tuple, Election] = {}

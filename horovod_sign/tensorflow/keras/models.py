@@ -2,7 +2,7 @@
 
 import keras
 
-from horovod_sign.tensorflow.election import check_agreement
+from horovod_sign.tensorflow.handshake import agree
 from horovod_sign.tensorflow.keras.distributed import inner_optimizer, is_distributed
 
 
@@ -64,8 +64,8 @@ def build_optimizer(model):
 def agree_to_vote(model, what: str, process_set):
     """Raises TypeError or ValueError on all ranks if on some of them `fit` certainly takes no vote. A collective."""
     if process_set.size() > 1:
-        summary = f"votes by {', '.join(voting(model)) or 'no optimizer'}"
-        check_agreement(what, summary, cannot_vote(model), process_set)
+        items = [("what votes", ", ".join(voting(model)) or "no optimizer")]
+        agree(what, items, cannot_vote(model), process_set)
 
 
 def cannot_vote(model) -> TypeError | None:

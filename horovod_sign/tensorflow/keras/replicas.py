@@ -13,10 +13,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from horovod_sign.tensorflow.handshake import EagerCollectives
 from horovod_sign.tensorflow.keras import models
 from horovod_sign.tensorflow.keras.distributed import inner_optimizer
 from horovod_sign.tensorflow.variables import common_name
 from horovod_sign.voting import replicas
+from horovod_sign.voting.collectives import Vote
 
 # Bytes of variables that are read for a comparison: a few milliseconds.
 CHECKED_BYTES = 2**24
@@ -57,22 +59,15 @@ class ReplicaCheck:
             return
         items = [*_numbers(model), *(_checksums(model, self._checks) if weights else ())]
         self._checks += weights
-        for kind, text in self._carry_out(replicas.compare(items, rank, size)):
+        comparison = Vote(
+            replicas.compare(items, rank, size), EagerCollectives(self._process_set), "horovod_sign.tf.replicas"
+        )
+        for kind, text in comparison.wait():
             if kind not in self._told:
                 self._told.add(kind)
                 warnings.warn(
                     f"ranks differ {when}: {text}; {_REMEDIES[kind]} (this is said once)", RuntimeWarning, stacklevel=3
                 )
-
-    def _carry_out(self, comparison):
-        summed = None
-        while True:
-            try:
-                words = comparison.send(summed).words
-            except StopIteration as stop:
-                return stop.value
-            name = "horovod_sign.tf.replicas"
-            summed = hvd.allreduce(tf.constant(words), op=hvd.Sum, name=name, process_set=self._process_set).numpy()
 
 
 class CheckReplicasCallback(keras.callbacks.Callback):

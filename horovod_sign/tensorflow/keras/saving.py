@@ -21,7 +21,7 @@ import horovod.tensorflow as hvd
 import keras
 import numpy as np
 
-from horovod_sign.tensorflow.election import check_agreement
+from horovod_sign.tensorflow.handshake import agree
 from horovod_sign.tensorflow.keras import models
 from horovod_sign.tensorflow.keras.distributed import DistributedOptimizer, is_distributed, step_of
 from horovod_sign.tensorflow.keras.momenta import Momenta
@@ -142,8 +142,9 @@ def _gathered(optimizer, process_set) -> dict[str, np.ndarray]:
     """The momenta of all ranks; none of an optimizer that is not built yet, which must be so on all ranks."""
     own = Momenta(optimizer) if optimizer.built else None
     if process_set.size() > 1:
-        shapes = "not built" if own is None else "\n".join(str(tuple(slot.shape)) for slot in own.slots)
-        check_agreement("save_model", shapes, None, process_set)
+        items = [("the optimizer", "not built" if own is None else "built")]
+        items += [(f"momentum {i}", str(tuple(slot.shape))) for i, slot in enumerate(own.slots if own else ())]
+        agree("save_model", items, None, process_set)
     return {} if own is None else own.gather()
 
 

@@ -1,0 +1,47 @@
+"""Votes of nodes, not of ranks: the ranks of a node average their gradients, and each node has one vote.
+
+What crosses the network is one vote per node, so it costs as much as a vote of so few ranks, and the full-precision
+average stays inside a node, in shared memory or NVLink.
+"""
+
+from collections.abc import Callable, Generator
+from typing import Any
+
+from horovod_sign.voting import messages
+from horovod_sign.voting.collectives import Allgather, Average, Request, Within
+from horovod_sign.voting.nodes import Nodes
+
+JOINED = (
+    "a rank has called hvd.join(), and its node waits for its gradients: with uneven data, leave hierarchical=True out "
+    'and give transport="counts", in which joined ranks abstain'
+)
+
+
+def vote_of_nodes(
+    nodes: Nodes,
+    gradients: Callable[[], list],
+    pack: Callable[[list], messages.Planes],
+    protocol: Callable[..., Generator],
+    one_bit: bool,
+    ops: Any = messages,
+) -> Generator[Request | Within, Any, messages.Planes]:
+    """The protocol of one bucket: mean of gradients within nodes, vote among nodes, decision to all ranks of each.
+
+        vote = sign(sum over nodes k of sign(v_k)),    v_k: of the mean over the ranks of node k of their gradients
+
+    Args:
+        nodes: where this rank is.
+        gradients: what is averaged, the same list on all ranks of a node; not asked where a rank has its node alone.
+        pack: the ballot of the node, given the means, or nothing where there are none.
+        protocol: `voting.protocols.exchange` or `counts`, among nodes.
+        one_bit, ops: as in `protocol`.
+    """
+    alone = nodes.own.size() == 1
+    tensors = [] if alone else gradients()
+    ballot = pack((yield Within(Average(tensors))) if tensors else [])
+    decided = (yield from protocol(ballot, nodes.number, nodes.count, one_bit, ops)) if nodes.leads else None
+    if alone:
+        return decided
+    length = ballot.sign.shape[0]
+    message = ops.split(decided, [(0, length)])[0] if nodes.leads else ballot.sign[:0]
+    return ops.parse((yield Within(Allgather(message))), [length])[0]
