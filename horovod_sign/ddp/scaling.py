@@ -5,6 +5,7 @@ power of two, so that `unscale_` makes exactly -1, 0 and +1 of them. An overflow
 votes, which then are infinite on all: so all skip that step and lower their scales alike, as DDP has it without votes.
 """
 
+import functools
 import math
 import weakref
 from collections.abc import Container
@@ -25,8 +26,9 @@ class Scale:
 
     def __init__(self, scaler: torch.amp.GradScaler | None, parameters: Container[torch.Tensor]):
         self._scaler = scaler
-        guard = _Guard(weakref.ref(self), parameters)
-        weakref.finalize(self, register_optimizer_step_pre_hook(guard).remove)
+        self._parameters = parameters
+        _hook_of_all()
+        _alive.add(self)
 
     @property
     def used(self) -> bool:
@@ -54,8 +56,10 @@ class Scale:
         elif self.used:
             votes.mul_(self._scaler.get_scale())
 
-    def check_step(self):
-        """Raises RuntimeError if an optimizer is about to step by votes of which its GradScaler knows nothing."""
+    def check_step(self, optimizer: torch.optim.Optimizer):
+        """Raises RuntimeError if an optimizer is to step by these votes, and its GradScaler knows nothing of them."""
+        if not any(p in self._parameters for group in optimizer.param_groups for p in group["params"][:1]):
+            return
         caller = stepping_scaler()
         if caller is not None and not (caller is self._scaler or not caller.is_enabled()):
             raise RuntimeError(
@@ -69,15 +73,18 @@ class Scale:
             )
 
 
-class _Guard:
-    """Before each step of any optimizer of the process: whether it is one that steps by these votes."""
+_alive: weakref.WeakSet[Scale] = weakref.WeakSet()
 
-    def __init__(self, scale: weakref.ref, parameters: Container[torch.Tensor]):
-        self._scale, self._parameters = scale, parameters
 
-    def __call__(self, optimizer, args, kwargs):
-        scale = self._scale()
-        if scale is not None and any(
-            p in self._parameters for group in optimizer.param_groups for p in group["params"][:1]
-        ):
-            scale.check_step()
+@functools.cache
+def _hook_of_all():
+    """Has each step of any optimizer of the process checked, from now on.
+
+    The hook stays: one that went with its state could be removed, by the garbage collector, while torch calls hooks.
+    """
+
+    def check(optimizer, args, kwargs):
+        for scale in list(_alive):
+            scale.check_step(optimizer)
+
+    register_optimizer_step_pre_hook(check)

@@ -15,6 +15,7 @@ from ranks import RANK, SIZE
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_wrapper
 from torch.distributed.algorithms.join import Join
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import horovod_sign.torch as hvs
 from horovod_sign import ddp, rules
@@ -238,6 +239,18 @@ def test_a_scaler_that_votes_do_not_know_is_refused_before_the_step():
     model, _ = voted(Net(), grad_scaler=uneven)
     with pytest.raises(ValueError, match=r"must be a power of two.*but is 1000.0"):
         uneven.scale(model(inputs(0)).sum()).backward()
+
+
+def test_a_state_that_goes_while_an_optimizer_steps():
+    """The garbage collector comes at any time: torch must not find its hooks changed."""
+    states = [ddp.VoteState()]
+    p = torch.nn.Parameter(torch.zeros(3))
+    handle = register_optimizer_step_pre_hook(lambda *_: states.clear())
+    states.append(ddp.VoteState())
+    p.grad = torch.ones(3)
+    torch.optim.SGD([p], 1.0).step()
+    handle.remove()
+    assert not states and p.tolist() == [-1.0] * 3
 
 
 MISTAKES = {
