@@ -103,10 +103,13 @@ def curve_table(methods: dict[str, Method]) -> str:
         final = [100 * run["final"] for run in method.runs]
         tried = ", ".join(f"**{lr:g}**" if lr == method.lr else f"{lr:g}" for lr in method.grid)
         steps = ", ".join(f"{each:.0f}" if each else "not reached" for each in reached)
-        rows.append(
-            [NAMES[name], tried, steps, f"{statistics.mean(final):.2f} % ({min(final):.2f} to {max(final):.2f})"]
-        )
+        rows.append([NAMES[name], tried, steps, _mean(final)])
     return _markdown(rows)
+
+
+def _mean(final: list[float]) -> str:
+    spread = f"{min(final):.2f} to {max(final):.2f}" if len(final) > 1 else "one seed"
+    return f"{statistics.mean(final):.2f} % ({spread})"
 
 
 def time_table(methods: dict[str, Method]) -> str:
@@ -134,6 +137,8 @@ def _spread(seconds: list[float]) -> str:
     middle, first, last = statistics.median(seconds), seconds[0], seconds[-1]
     if math.isinf(middle):
         return "not reached"
+    if len(seconds) == 1:
+        return f"{middle:.1f} (one seed)"
     return f"{middle:.1f} ({first:.1f} to {'not reached' if math.isinf(last) else f'{last:.1f}'})"
 
 

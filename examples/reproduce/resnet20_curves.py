@@ -135,9 +135,10 @@ def table(args, found) -> str:
         cells = []
         for ranks in RANKS:
             ends = [100 * line["accuracy"][-1] for line in found.get((optimizer, ranks), [])]
-            cells.append(f"{statistics.mean(ends):.1f} % ({min(ends):.1f} to {max(ends):.1f})" if ends else "")
+            spread = f"{min(ends):.1f} to {max(ends):.1f}" if len(ends) > 1 else "one seed"
+            cells.append(f"{statistics.mean(ends):.1f} % ({spread})" if ends else "not run")
         most = found.get((optimizer, RANKS[-1]))
-        cells.append(f"{most[0]['bytes'][-1] / 1e6:.2f}" if most else "")
+        cells.append(f"{most[0]['bytes'][-1] / 1e6:.2f}" if most else "not run")
         rows.append([NAMES[optimizer], ", ".join(of_grid), *cells])
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
@@ -151,9 +152,11 @@ def draw(args, found):
     import matplotlib.pyplot as plt
 
     counts = [ranks for ranks in RANKS if any(r == ranks for _, r in found)]
+    panels = len(counts) + (counts[-1] > 1)  # one rank sends nothing
     figure, axes = plt.subplots(
-        1, len(counts) + 1, figsize=(3.6 * (len(counts) + 1), 3.8), sharey=True, layout="constrained"
+        1, panels, figsize=(3.6 * panels, 3.8), sharey=True, layout="constrained", squeeze=False
     )
+    axes = axes[0]
     for (optimizer, ranks), lines in found.items():
         accuracy = 100 * np.array([line["accuracy"] for line in lines])
         style = {"color": COLOURS[optimizer], "label": NAMES[optimizer], "marker": "o", "ms": 3}
@@ -165,7 +168,8 @@ def draw(args, found):
             axis.fill_between(x, accuracy.min(0), accuracy.max(0), color=COLOURS[optimizer], alpha=0.15, lw=0)
     for axis, ranks in zip(axes, counts, strict=False):
         axis.set(xlabel="epoch", title=f"{ranks} rank{'s' if ranks > 1 else ''}")
-    axes[-1].set(xlabel="megabytes sent by each rank", xscale="log", title=f"{counts[-1]} ranks")
+    if counts[-1] > 1:
+        axes[-1].set(xlabel="megabytes sent by each rank", xscale="log", title=f"{counts[-1]} ranks")
     axes[0].set_ylabel("test accuracy, %")
     axes[0].legend(loc="lower right", frameon=False, fontsize=8)
     for axis in axes:
