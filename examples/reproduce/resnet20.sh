@@ -8,4 +8,5 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 for ranks in 1 2 4; do
     ci/run "$ranks" .venv/bin/python examples/reproduce/resnet20_curves.py --out "$out"
 done
+ci/run 1 .venv/bin/python examples/reproduce/resnet20_curves.py --out "$out" --framework keras --seeds 1
 .venv/bin/python examples/reproduce/resnet20_curves.py --out "$out" --draw

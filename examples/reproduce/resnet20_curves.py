@@ -10,6 +10,7 @@ its last epoch.
 """
 
 import argparse
+import importlib
 import json
 import statistics
 import sys
@@ -37,6 +38,7 @@ def parse_arguments(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("build/resnet20"), help="folder; default: build/resnet20")
     parser.add_argument("--draw", action="store_true", help="draw what is there, and print the table")
+    parser.add_argument("--framework", choices=("torch", "keras"), default="torch", help="default: torch, which tunes")
     parser.add_argument("--optimizers", nargs="+", choices=GRIDS, default=list(GRIDS), help="default: all")
     parser.add_argument("--seeds", type=int, default=3, help="default: 3")
     parser.add_argument("--images", type=int, default=4096, help="to train on; default: 4096")
@@ -53,13 +55,14 @@ def finished(args, **wanted) -> list[dict]:
     """Trainings that are done, of this size, that have the `wanted` values."""
     path = args.out / "trainings.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    wanted |= {name: getattr(args, name) for name in SIZE}
+    wanted = {"framework": args.framework} | wanted | {name: getattr(args, name) for name in SIZE}
     return [line for line in lines if all(line[key] == value for key, value in wanted.items())]
 
 
 def best_lr(args, optimizer: str) -> float | None:
     """The learning rate of the grid with the best accuracy at the end, on one rank with the first seed."""
-    ends = {line["lr"]: line["accuracy"][-1] for line in finished(args, optimizer=optimizer, seed=0, ranks=1)}
+    tuning = finished(args, optimizer=optimizer, seed=0, ranks=1, framework="torch")
+    ends = {line["lr"]: line["accuracy"][-1] for line in tuning}
     return max(ends, key=ends.get) if ends else None
 
 
@@ -68,7 +71,7 @@ def train_all(args):
     import horovod.torch as hvd
 
     hvd.init()
-    if hvd.size() == 1:
+    if hvd.size() == 1 and args.framework == "torch":
         for optimizer in args.optimizers:
             for lr in GRIDS[optimizer]:
                 _train(args, optimizer, lr, 0, 1)
@@ -82,23 +85,23 @@ def train_all(args):
 
 def _train(args, optimizer, lr, seed, ranks):
     import horovod.torch as hvd
-    import resnet20_torch
 
-    what = {"optimizer": optimizer, "lr": lr, "seed": seed, "ranks": ranks}
+    what = {"framework": args.framework, "optimizer": optimizer, "lr": lr, "seed": seed, "ranks": ranks}
     if hvd.broadcast_object(bool(finished(args, **what)), name="finished"):
         return
-    path = args.out / f"{optimizer}-lr{lr:g}-seed{seed}-ranks{ranks}.jsonl"
+    path = args.out / f"{args.framework}-{optimizer}-lr{lr:g}-seed{seed}-ranks{ranks}.jsonl"
+    checkpoint = path.with_suffix(".pt" if args.framework == "torch" else ".keras")
     if hvd.rank() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
     steps = args.images // args.batch_size * args.epochs
     options = {"optimizer": optimizer, "lr": lr, "seed": seed, "epochs": args.epochs, "batch-size": args.batch_size}
     options |= {"images": args.images, "test-images": args.test_images, "width": args.width, "blocks": args.blocks}
-    options |= {"log": path, "checkpoint": path.with_suffix(".pt")} | (
-        {"data-dir": args.data_dir} if args.data_dir else {}
-    )
+    options |= {"log": path, "checkpoint": checkpoint} | ({"data-dir": args.data_dir} if args.data_dir else {})
     argv = [f"--{name}={value}" for name, value in options.items()]
     # A tenth after half and after three quarters of the steps, as 32k and 48k of 64k.
-    resnet20_torch.main([*argv, "--no-cuda", "--milestones", str(steps // 2), str(3 * steps // 4)])
+    importlib.import_module(f"resnet20_{args.framework}").main(
+        [*argv, "--no-cuda", "--milestones", str(steps // 2), str(3 * steps // 4)]
+    )
     if hvd.rank() == 0:
         log = [json.loads(line) for line in path.read_text().splitlines()]
         what |= {name: getattr(args, name) for name in SIZE} | {"data": log[0]["data"]}
@@ -106,7 +109,7 @@ def _train(args, optimizer, lr, seed, ranks):
         with (args.out / "trainings.jsonl").open("a") as file:
             file.write(json.dumps({**what, **about()}) + "\n")
         path.unlink()
-        path.with_suffix(".pt").unlink(missing_ok=True)
+        checkpoint.unlink(missing_ok=True)
 
 
 def collect(args) -> dict[tuple[str, int], list[dict]]:
@@ -123,7 +126,7 @@ def collect(args) -> dict[tuple[str, int], list[dict]]:
 def table(args, found) -> str:
     """Accuracy at the end, mean and range of the seeds, and bytes that a rank sent."""
     head = ["optimizer", "learning rate, of those tried (accuracy)", *(f"{r} rank{'s' * (r > 1)}" for r in RANKS)]
-    rows = [[*head, f"MB sent by each of {RANKS[-1]} ranks"]]
+    rows = [[*head, f"MB sent by each of {RANKS[-1]} ranks", "in Keras, 1 rank, first seed"]]
     for optimizer in args.optimizers:
         tried = {line["lr"]: line for line in finished(args, optimizer=optimizer, seed=0, ranks=1)}
         chosen = best_lr(args, optimizer)
@@ -139,6 +142,8 @@ def table(args, found) -> str:
             cells.append(f"{statistics.mean(ends):.1f} % ({spread})" if ends else "not run")
         most = found.get((optimizer, RANKS[-1]))
         cells.append(f"{most[0]['bytes'][-1] / 1e6:.2f}" if most else "not run")
+        keras = finished(args, framework="keras", optimizer=optimizer, ranks=1, seed=0, lr=chosen)
+        cells.append(f"{100 * keras[0]['accuracy'][-1]:.1f} %" if keras else "not run")
         rows.append([NAMES[optimizer], ", ".join(of_grid), *cells])
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])

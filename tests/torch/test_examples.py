@@ -79,7 +79,7 @@ def test_resnet20_has_the_parameters_of_the_paper_and_its_curves_are_drawn(resne
         {"optimizer": "signum", "seed": 0, "ranks": 1, "lr": lr, "accuracy": [0.2, accuracy]}
         for lr, accuracy in ((3e-4, 0.3), (1e-3, 0.4))
     ]
-    rest = {**size, "bytes": [0, 0], "data": "digits", "date": "", "commit": "", "machine": ""}
+    rest = {**size, "framework": "torch", "bytes": [0, 0], "data": "digits", "date": "", "commit": "", "machine": ""}
     trainings = tmp_path / "trainings.jsonl"
     trainings.write_text("".join(json.dumps({**line, **rest}) + "\n" for line in tuned))  # as if on one rank
     resnet20_curves.main(few)
