@@ -42,7 +42,7 @@ def expected(hostile: int, steps: int) -> tuple[list[float], float]:
 def main(argv=None):
     args = arguments(__doc__, "byzantine", argv)
     rng = np.random.default_rng(args.seed)
-    steps = 200 if args.fast else 600
+    steps = 120 if args.fast else 600
     results, checks = {}, []
     for hostile in Progress([0, 8, 13, 14] if args.fast else range(15), "hostile", unit="number"):
         losses = train(rng, hostile, steps)

@@ -52,7 +52,7 @@ def embedding(rng, abstain: bool, steps: int) -> np.ndarray:
 def main(argv=None):
     args = arguments(__doc__, "ties-and-zeros", argv)
     rng = np.random.default_rng(args.seed)
-    sizes, steps = ([1, 2, 4], 400) if args.fast else ([1, 2, 3, 4, 6, 8, 16, 32], 1500)
+    sizes, steps = ([2, 4], 300) if args.fast else ([1, 2, 3, 4, 6, 8, 16, 32], 1500)
     checks = [near("2 voters, sign(0) = +1: fixed point", -0.545, fixed_point(2), 5e-4)]
     results = {}
     for voters in Progress(sizes, "voters", unit="number"):
