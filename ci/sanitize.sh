@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Builds the kernels with AddressSanitizer and UndefinedBehaviorSanitizer, aside, and runs their tests with them.
+# Builds the kernels with AddressSanitizer and UndefinedBehaviorSanitizer, aside, and runs their tests with them; and
+# races.cpp, which calls all that works on several threads, with ThreadSanitizer.
 #
 #   ci/sanitize.sh                                  all kernel sets, the tests of tests/core that use kernels alone
 #   HOROVOD_SIGN_CASES=100000 ci/sanitize.sh        with more property tests
@@ -36,3 +37,7 @@ for kernels in $("$python" -c 'from horovod_sign.algebra import supported; print
         tests/core/test_tally.py tests/core/test_counts_fields.py tests/core/test_update.py \
         tests/core/test_threads.py tests/core/test_properties.py "$@"
 done
+
+echo "sanitize: ThreadSanitizer"
+"$python" -m pytest -q -p no:cacheprovider -rs tests/core/test_threads.py -k race | tee "$out/races"
+grep -q "1 passed" "$out/races" || { echo "sanitize: ThreadSanitizer did not run" >&2; exit 1; }

@@ -3,9 +3,10 @@
 # and .venv-mpich, in which majority_vote is tested under another MPI.
 #
 #   ci/setup.sh                 again: a few seconds
-#   PYTHON=/path/to/python3.11 HOROVOD_SIGN_CACHE=/path ci/setup.sh
+#   PYTHON=/path/to/python3.12 HOROVOD_SIGN_CACHE=/path ci/setup.sh
 #
-# Needs Python 3.11 with venv, a C++17 compiler, and the network the first time. No root.
+# Needs Python 3.10 to 3.13 with venv (3.11 is what all tests run with, and is taken if it is there), a C++17 compiler, and
+# the network the first time. No root.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export HOROVOD_SIGN_CACHE=${HOROVOD_SIGN_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/horovod_sign}
@@ -60,29 +61,32 @@ once() {
     printf '%s\n' "$now" >"$stamp"
 }
 
-is_python_311() { "$1" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; }
+is_right() { "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; }
+version_of() { "$1" -c 'import platform; print(platform.python_version())' 2>/dev/null; }
 
 find_python() {
-    local candidate needed="Python 3.11 is needed (the versions pinned in ci/requirements.txt are tested with it)"
+    local candidate needed="Python 3.10 to 3.13 is needed (ci/requirements.lock is for these)"
     if [ -n "${PYTHON:-}" ]; then
-        is_python_311 "$PYTHON" || die "$needed, and PYTHON=$PYTHON is not one" \
+        is_right "$PYTHON" || die "$needed, and PYTHON=$PYTHON is none" \
             "($("$PYTHON" --version 2>&1 || true)): leave PYTHON out, or name another"
         echo "$PYTHON"
         return
     fi
-    for candidate in python3.11 python3; do
-        is_python_311 "$candidate" && { echo "$candidate"; return; }
+    for candidate in python3.11 python3 python3.12 python3.13 python3.10; do
+        is_right "$candidate" && { echo "$candidate"; return; }
     done
-    die "$needed, and neither python3.11 nor python3 (here: $(python3 --version 2>&1 || true)) is one: install it, or" \
+    die "$needed, and neither python3 (here: $(python3 --version 2>&1 || true)) nor another on PATH is one: install it, or" \
         "name it by PYTHON=..."
 }
 
 install() { pip install --disable-pip-version-check --progress-bar off "$@"; }
 
 install_requirements() {
-    stage "MPI, PyTorch, TensorFlow and tools into .venv" install -r ci/requirements.txt ||
-        die "pip could not install ci/requirements.txt (without a network, give pip a folder of wheels by" \
-            "PIP_FIND_LINKS)"
+    local advice="(without a network, give pip a folder of wheels by PIP_FIND_LINKS)"
+    stage "MPI, TensorFlow and tools into .venv" install --require-hashes --no-deps -r ci/requirements.lock ||
+        die "pip could not install ci/requirements.lock $advice"
+    # By version alone: which build of it (for CPUs, for which CUDA) is a matter of where pip looks.
+    stage "PyTorch into .venv" install "$(grep '^torch==' ci/requirements.txt)" || die "pip could not install PyTorch $advice"
 }
 
 install_horovod() {
@@ -101,18 +105,22 @@ install_package() {
 for tool in "${CXX:-c++}" make sha256sum tar; do
     command -v "$tool" >/dev/null || die "'$tool' is needed and not there (on Debian or Ubuntu: apt-get install build-essential)"
 done
-if [ -n "${PYTHON:-}" ]; then find_python >/dev/null || exit; fi
+if [ -n "${PYTHON:-}" ]; then
+    find_python >/dev/null || exit
+    [ "$(version_of .venv/bin/python)" = "$(version_of "$PYTHON")" ] || rm -rf .venv .venv-mpich
+fi
 if [ ! -x .venv/bin/python ] || ! .venv/bin/python -c '' 2>/dev/null; then
     python=$(find_python)
     say "making .venv with $("$python" --version)"
-    "$python" -m venv --clear .venv || die "'$python -m venv' failed (on Debian or Ubuntu: apt-get install python3.11-venv)"
+    "$python" -m venv --clear .venv ||
+        die "'$python -m venv' failed (on Debian or Ubuntu: apt-get install $(basename "$python")-venv)"
 fi
 export VIRTUAL_ENV=$PWD/.venv PATH=$PWD/.venv/bin:$PATH
 unset PYTHONHOME
 : >"$log"
 
-once requirements ci/requirements.txt -- install_requirements
-once horovod ci/requirements.txt ci/horovod_wheel.sh -- install_horovod
+once requirements ci/requirements.lock ci/requirements.txt -- install_requirements
+once horovod ci/requirements.lock ci/horovod_wheel.sh -- install_horovod
 once package setup.py pyproject.toml csrc/* -- install_package
 ci/fashion_mnist.sh
 stage "MPICH into .venv-mpich" ci/mpich.sh --setup || say "without MPICH, its tests will be skipped"

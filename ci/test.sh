@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up if need be, then checks style and runs the tests, on one process and on ranks under mpirun.
+# Sets up if need be, then checks style and types, and runs the tests, on one process and on ranks under mpirun.
 #
 #   ci/test.sh                  everything, on two cores at once
 #   ci/test.sh --quick          what a change most often breaks: at most two minutes
@@ -9,6 +9,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 ci/setup.sh
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
+.venv/bin/python -m mypy
 both_cores=(-n 4)  # more than cores, since ranks also wait: for each other, for time limits, for Gloo
 case "${1:-}" in
     "") everything=yes; set -- "${both_cores[@]}" --durations=20 ;;

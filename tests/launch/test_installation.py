@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from horovod_sign import supported
+from horovod_sign.building import horovod_cmake
+
 pytestmark = pytest.mark.fault("kernels")
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,10 +30,76 @@ def test_setup_takes_the_python_that_it_was_told_to_or_none(tmp_path, there):
     if there:
         for tool, status in (("python", 0), ("pip", 1)):
             stand_in(tmp_path / ".venv" / "bin" / tool, f"exit {status}")
-    python = tmp_path / "python3.10"
-    stand_in(python, '[ "$1" = --version ] && echo Python 3.10.13; exit 1')
+    python = tmp_path / "python3.9"
+    stand_in(python, '[ "$1" = --version ] && echo Python 3.9.18; exit 1')
     status, output = run([tmp_path / "ci" / "setup.sh"], tmp_path, PYTHON=str(python))
-    assert status != 0 and f"PYTHON={python} is not one (Python 3.10.13)" in output, output
+    assert status != 0 and f"PYTHON={python} is none (Python 3.9.18)" in output, output
+
+
+def test_setup_makes_another_environment_for_another_python(tmp_path):
+    """An environment of one Python is there, and another is asked for."""
+    shutil.copytree(ROOT / "ci", tmp_path / "ci")
+    (tmp_path / ".venv" / "lib").mkdir(parents=True)
+    stand_in(tmp_path / ".venv" / "bin" / "python", '[ "$1" = -c ] && echo 3.11.7; exit 0')
+    python = tmp_path / "python3.12"
+    stand_in(python, 'case "$*" in *python_version*) echo 3.12.1 ;; esac; [ "$1" != -m ]')
+    status, output = run([tmp_path / "ci" / "setup.sh"], tmp_path, PYTHON=str(python))
+    assert status != 0 and f"'{python} -m venv' failed" in output and not (tmp_path / ".venv" / "lib").exists(), output
+
+
+class TestCMakeForHorovod:
+    """horovod_cmake.py: what HOROVOD_CMAKE names."""
+
+    @staticmethod
+    def source(folder: Path, environment: dict, torch=(2, 13)) -> list[horovod_cmake.Edit]:
+        """A folder that has what is to be edited, in one file of each name."""
+        edits = horovod_cmake.edits(environment, torch)
+        for name in {edit.file for edit in edits}:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text("\n".join(dict.fromkeys(edit.old for edit in edits if edit.file == name)))
+        return edits
+
+    @pytest.mark.parametrize("environment", [{}, {"HOROVOD_GPU_OPERATIONS": "NCCL"}], ids=["CPUs", "GPUs"])
+    def test_edits_once_and_only_what_it_knows(self, tmp_path, environment):
+        edits = self.source(tmp_path, environment)
+        for _ in range(2):
+            assert [horovod_cmake.apply(edit, tmp_path) for edit in edits] == [None] * len(edits)
+            assert all((tmp_path / edit.file).read_text().count(edit.new) >= 1 for edit in edits)
+        cmake = (tmp_path / "CMakeLists.txt").read_text()
+        assert cmake.count("set(CMAKE_CXX_STANDARD 17)") == 1
+        assert cmake.count("add_library(horovod_common") == (0 if environment else 1)
+        (tmp_path / "CMakeLists.txt").write_text("project(another)")
+        assert "is not the one of Horovod 0.28.1" in horovod_cmake.apply(edits[0], tmp_path)
+
+    def test_standard_of_pytorch(self):
+        for torch, standard in (((2, 13), 17), ((2, 14), 20), ((0, 0), 17)):
+            found = [e.new for e in horovod_cmake.edits({}, torch) if e.file == "horovod/torch/CMakeLists.txt"]
+            assert f"set(CMAKE_CXX_STANDARD {standard})" in found
+
+    def test_libraries_are_found_from_where_horovods_lie(self):
+        packages, prefix = Path("/e/lib/python3.11/site-packages"), Path("/e")
+        folders = [Path("/e/lib"), Path("/opt/mpi/lib"), packages / "torch" / "lib", Path("/e/lib")]
+        found = horovod_cmake.run_path(folders, packages, prefix)
+        assert found == ["$ORIGIN/../../../..", "/opt/mpi/lib", "$ORIGIN/../../torch/lib"]
+
+    def test_cmake_is_run_with_what_it_needs(self, tmp_path, monkeypatch, capfd):
+        for tool in ("cmake", "ninja"):
+            stand_in(tmp_path / "bin" / tool, 'printf "%s\\n" "$@"')
+        stand_in(tmp_path / "bin" / "mpicxx", "echo c++ -I/opt/mpi/include -L/opt/mpi/lib -lmpi")
+        monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+        monkeypatch.delenv("CMAKE_GENERATOR", raising=False)
+        source = tmp_path / "source"
+        self.source(source, {})
+        (source / "horovod" / "__init__.py").write_text("__version__ = '0.28.1'\n")
+        assert horovod_cmake.main([str(source), "-DCMAKE_BUILD_TYPE=RelWithDebInfo"]) == 0
+        given = capfd.readouterr().out.splitlines()
+        assert given[:4] == [str(source), "-DCMAKE_BUILD_TYPE=RelWithDebInfo", "-G", "Ninja"]
+        assert any(each.startswith("-DCMAKE_INSTALL_RPATH=/opt/mpi/lib") for each in given)
+        assert horovod_cmake.main(["--build", ".", "--config", "Release", "--", "-j8", "VERBOSE=1"]) == 0
+        assert capfd.readouterr().out.splitlines()[:5] == ["--build", ".", "--config", "Release", "--parallel"]
+        (source / "horovod" / "__init__.py").write_text("__version__ = '0.99'\n")
+        assert horovod_cmake.main([str(source)]) == 0
+        assert capfd.readouterr().out.splitlines()[1:] == [str(source)]
 
 
 def stand_in(path, does: str):
@@ -76,3 +145,20 @@ def test_kernels_of_an_older_build_are_refused(tmp_path):
     native.write_text(text.replace(f"_ABI_VERSION = {number}", f"_ABI_VERSION = {int(number) + 1}"))
     status, output = run([sys.executable, "-c", "import horovod_sign"], tmp_path, PYTHONPATH=str(tmp_path))
     assert status != 0 and "built from other sources: run `pip install -e .` again" in output, output
+
+
+def test_what_is_too_old_is_refused_in_one_sentence():
+    supported.refuse_older("ours", torch="2.1.0+cpu", tensorflow="2.16.1", horovod="0.28.1")
+    supported.refuse_older("ours", torch="1+git", horovod="unknown")
+    for name, version in (("torch", "2.0.1"), ("tensorflow", "2.15.0"), ("horovod", "0.27.0")):
+        with pytest.raises(ImportError, match=rf"^ours needs {name} \d.* or newer, and {version} is installed: .*pip"):
+            supported.refuse_older("ours", **{name: version})
+
+
+@pytest.mark.parametrize("framework", ["torch", "tensorflow"])
+def test_an_adapter_refuses_an_older_horovod(framework):
+    pytest.importorskip(f"horovod.{framework}")
+    program = f"import horovod.{framework} as hvd; import horovod; horovod.__version__ = '0.27.0'; import horovod_sign"
+    status, output = run([sys.executable, "-c", f"{program}.{framework}"], ROOT, TF_CPP_MIN_LOG_LEVEL="3")
+    last = output.strip().splitlines()[-1]
+    assert status and last.startswith(f"ImportError: horovod_sign.{framework} needs horovod 0.28 or newer"), output
