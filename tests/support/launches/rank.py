@@ -2,6 +2,7 @@
 
 import contextlib
 import faulthandler
+import gc
 import importlib
 import json
 import os
@@ -49,6 +50,8 @@ class RankPlugin:
         items = {item.nodeid: item for item in session.items}
         orders = queue.SimpleQueue()
         threading.Thread(target=self._listen, args=(orders,), daemon=True).start()
+        gc.collect()
+        gc.freeze()  # what frameworks have made lives on: no collection has to look at a million objects of TensorFlow's
         self._send({"ready": True, "processor": seconds()})
         while (order := orders.get()) is not None:
             item, following = (items.get(nodeid) for nodeid in order)
