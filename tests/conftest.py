@@ -6,7 +6,9 @@ import shlex
 import sys
 
 import pytest
+from launches.garbage import import_without_collections
 
+import_without_collections()
 SOCKET = os.environ.get("HOROVOD_SIGN_TEST_SOCKET")
 # The kernels for GPUs run on CPU tensors by Triton's interpreter. It is asked for where Triton is imported first.
 # TRITON_INTERPRET=0 pytest tests/torch/test_devices.py has them run on a GPU.

@@ -25,13 +25,16 @@ KINDS = {
 ALL, SOME = (0, 1, 2), (0, 2)
 
 
+SHAPES = [(3,), (70,), (2, 2)]
+
+
 def variables():
-    return [keras.Variable(np.zeros(shape, np.float32), name=f"v{i}") for i, shape in enumerate([(3,), (70,), (2, 2)])]
+    return [keras.Variable(np.zeros(shape, np.float32), name=f"v{i}") for i, shape in enumerate(SHAPES)]
 
 
 def gradients(rank, step):
     random = np.random.default_rng([9, rank, step])
-    return [random.standard_normal(v.shape).astype(np.float32) for v in variables()]
+    return [random.standard_normal(shape).astype(np.float32) for shape in SHAPES]
 
 
 class Steps:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from launches.garbage import collect_what_comes
 from launches.launch import Key, Launch
 from launches.processor import seconds, spent
 
@@ -67,6 +68,9 @@ class ParentPlugin:
         others.sort(key=lambda item: (item.get_closest_marker("asleep") is None, folder[id(item)] != "launch"))
         asleep = sum(item.get_closest_marker("asleep") is not None for item in others)
         items[:] = others[:asleep] + launched + others[asleep:]
+
+    def pytest_collection_finish(self):
+        collect_what_comes()
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item, nextitem):

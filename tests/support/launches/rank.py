@@ -2,7 +2,6 @@
 
 import contextlib
 import faulthandler
-import gc
 import importlib
 import json
 import os
@@ -15,6 +14,7 @@ import imports
 import pytest
 from ranks import RANK, SIZE
 
+from launches.garbage import collect_what_comes
 from launches.processor import seconds
 
 
@@ -50,8 +50,7 @@ class RankPlugin:
         items = {item.nodeid: item for item in session.items}
         orders = queue.SimpleQueue()
         threading.Thread(target=self._listen, args=(orders,), daemon=True).start()
-        gc.collect()
-        gc.freeze()  # what frameworks have made lives on: no collection has to look at a million objects of TensorFlow's
+        collect_what_comes()
         self._send({"ready": True, "processor": seconds()})
         while (order := orders.get()) is not None:
             item, following = (items.get(nodeid) for nodeid in order)
