@@ -24,7 +24,8 @@ class GradientBucket:
     def __init__(self, bucket: dist.GradBucket, rule: Rule, states: dict[torch.Tensor, dict]):
         self._key = _key(bucket)
         self.buffer, self.parameters = bucket.buffer(), bucket.parameters()
-        check_votable(f"gradient bucket {bucket.index()}", self.buffer)
+        for p in self.parameters:
+            check_votable(f"a parameter of shape {tuple(p.shape)}", p)
         self._views = [view.detach() for view in bucket.gradients()]
         self._stand_ins = [view.detach().requires_grad_() for view in self._views]
         self._votes = Bucket(
@@ -98,4 +99,5 @@ class _Voter:
 
 def _key(bucket: dist.GradBucket) -> tuple:
     buffer = bucket.buffer()
+    check_votable(f"gradient bucket {bucket.index()}", buffer)
     return buffer.data_ptr(), buffer.dtype, buffer.numel(), tuple(map(id, bucket.parameters()))

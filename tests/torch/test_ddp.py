@@ -270,6 +270,15 @@ def test_mistakes_are_one_sentence_on_all_ranks(mistake):
         ddp.VoteState(**options)
 
 
+def test_gradients_that_cannot_be_voted_on_are_refused():
+    model, _ = voted(torch.nn.Embedding(5, 3, sparse=True))
+    with pytest.raises(TypeError, match="gradient bucket 0 is a tensor of the sparse_coo layout"):
+        model(torch.tensor([1])).sum().backward()
+    model, _ = voted(torch.nn.Linear(9, 3, dtype=torch.complex64))
+    with pytest.raises(TypeError, match=r"a parameter of shape \(3, 9\) is of dtype complex64"):
+        model(inputs(0, dtype=torch.complex64)).abs().sum().backward()
+
+
 def test_each_model_has_a_state():
     """Two models whose passes alternate, and one pass through both; a state for two is refused."""
     nets = Net(), Net()
