@@ -1,6 +1,5 @@
 """What a model's votes need to know from step to step: options, momenta, statistics."""
 
-import functools
 import warnings
 
 import torch
@@ -80,7 +79,6 @@ class VoteState:
         self._leftovers = Leftovers()
         self._next, self._knows_all, self._nan_reported = 0, False, False
         self._sending, self._sent = 0, 0
-        self.transport_of = functools.cache(self._chosen)
 
     @property
     def process_group(self) -> dist.ProcessGroup:
@@ -121,6 +119,12 @@ class VoteState:
             self._meet(bucket)
             known = self._buckets[index] = GradientBucket(bucket, self.rule, self.states)
         return known
+
+    def transport_of(self, coordinates: int) -> str:
+        """How votes on a bucket of so many coordinates travel."""
+        if self.transport != "auto":
+            return self.transport
+        return choose(coordinates, self.courier.collectives.size, self.abstain, can_go_direct=False)
 
     def look_for_leftovers(self, voted: GradientBucket, is_last: bool):
         """Whether gradients were added to votes; one of each bucket tells, where it does not lie in DDP's own."""
@@ -168,11 +172,6 @@ class VoteState:
         for p in parameters:
             self.states.setdefault(p, {})
         self._next, self._knows_all = bucket.index() + 1, bucket.is_last()
-
-    def _chosen(self, coordinates: int) -> str:
-        if self.transport != "auto":
-            return self.transport
-        return choose(coordinates, self.courier.collectives.size, self.abstain, can_go_direct=False)
 
 
 def _check(rule, abstain, transport, grad_scaler, size: int):
