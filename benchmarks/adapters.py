@@ -74,7 +74,7 @@ def tensorflow_contender(gradients, momentum, transport):
     import horovod_sign.tensorflow.keras as hvs
     from horovod_sign import rules
     from horovod_sign.tensorflow.election import Coordinates, Election
-    from horovod_sign.tensorflow.memory import OwnMomentum
+    from horovod_sign.tensorflow.memory import OwnStates
 
     tf.config.threading.set_intra_op_parallelism_threads(1)
     hvd.init()
@@ -82,7 +82,7 @@ def tensorflow_contender(gradients, momentum, transport):
     coordinates = [Coordinates(g.shape, tf.float32) for g in gradients]
     rule = rules.signum(momentum) if momentum else rules.signsgd()
     election = Election(rule, transport=transport)
-    memory = OwnMomentum(rule, [g.shape for g in gradients]) if momentum else None
+    memory = OwnStates(rule, [g.shape for g in gradients]) if momentum else None
     labels = [str(i) for i in range(len(gradients))]
     variables = [tf.Variable(tf.zeros(g.shape)) for g in gradients]
     optimizer = hvs.DistributedOptimizer(

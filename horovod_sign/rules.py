@@ -20,7 +20,7 @@ votes the sign of g itself, so an infinity has its sign and a NaN abstains.
 
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,7 +66,7 @@ class Rule:
         return None
 
     def get_config(self) -> dict:
-        """Its attributes, for Keras, which makes the same rule of them by `from_config`."""
+        """Its attributes, for models of Keras that are saved; `from_config` makes the same rule of them."""
         return dict(vars(self))
 
     @classmethod
@@ -182,6 +182,13 @@ def warmup_length(momentum: float) -> int:
     return c
 
 
+def classes(base: type[Rule] = Rule) -> Iterator[type[Rule]]:
+    """All classes of rules that there are by now."""
+    for cls in base.__subclasses__():
+        yield cls
+        yield from classes(cls)
+
+
 def check_rule(rule: Any) -> Rule:
     """`rule`, if it is one.
 
@@ -193,6 +200,8 @@ def check_rule(rule: Any) -> Rule:
         raise TypeError(f"rule must be an object: call the class, {rule.__name__}(...)")
     if not isinstance(rule, Rule):
         raise TypeError(f"rule must be an object of a class derived from hvs.Rule, got {rule!r}")
+    if type(rule).__hash__ is None:
+        raise TypeError(f"{type(rule).__name__} is a dataclass that can change: make it by @dataclass(frozen=True)")
     names = rule.states
     if not isinstance(names, tuple | list) or not all(isinstance(name, str) and name.isidentifier() for name in names):
         raise TypeError(f'states of {type(rule).__name__} must be a tuple of names, as ("momentum",), got {names!r}')

@@ -25,6 +25,7 @@ else:
     refuse_older("horovod_sign.tensorflow", tensorflow=tensorflow.__version__, horovod=horovod.__version__)
 
 from horovod_sign.adopted import adopt
+from horovod_sign.rules import Rule
 from horovod_sign.tensorflow import elastic
 from horovod_sign.tensorflow.broadcasting import broadcast_variables
 from horovod_sign.tensorflow.compression import Compression
@@ -37,6 +38,7 @@ __all__ = [
     "DistributedGradientTape",
     "DistributedOptimizer",
     "PartialDistributedGradientTape",
+    "Rule",
     "broadcast_variables",
     "elastic",
     "node_process_sets",

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import tensorflow as tf
 
-from horovod_sign.rules import Rule
+from horovod_sign.rules import Rule, checked_ballot
 from horovod_sign.tensorflow import bits as bit
 from horovod_sign.tensorflow.programs import Compiled
 
@@ -15,6 +15,71 @@ from horovod_sign.tensorflow.programs import Compiled
 def packer(abstain):
     """Compiled: (sign plane, nonzero plane or None) of a list of tensors."""
     return Compiled(lambda tensors: bit.to_planes([bit.ballots(x, abstain) for x in tensors], abstain))
+
+
+def pack_by(rule: Rule, abstain, gradients, states, on_gradient, hold):
+    """(new states, sign plane, nonzero plane or None) of what a worker votes on by a rule.
+
+    Args:
+        rule: not one that votes on gradients as they are.
+        abstain: as everywhere.
+        gradients, states: tensors, and for each a list of the states of its variable.
+        on_gradient, hold: as in `_advance`.
+    """
+    if rule.betas is None:
+        new, voted = _advance_by_ballot(rule, gradients, states, on_gradient, hold)
+        return new, *packer(abstain)(voted)
+    momenta = [m for (m,) in states]
+    new, sign, nonzero = momentum_packer(rule, abstain)(gradients, momenta, on_gradient, hold, _nothing())
+    return [[m] for m in new], sign, nonzero
+
+
+def signs_by(rule: Rule, gradients, states, on_gradient):
+    """(new states, signs as by `signs`) of what a worker votes on by a rule; otherwise as `pack_by`."""
+    hold = tf.constant(False)
+    if rule.betas is None:
+        new, voted = _advance_by_ballot(rule, gradients, states, on_gradient, hold)
+        return new, signs(voted)
+    momenta = [m for (m,) in states]
+    new, votes = momentum_signs(rule)(gradients, momenta, on_gradient, hold, _nothing())
+    return [[m] for m in new], votes
+
+
+def own_ballot(rule: Rule, gradient, states, hold) -> tuple[list, tf.Tensor]:
+    """(new states, what is voted on) by what `rule.ballot` says, in plain operations.
+
+    Raises:
+        RuntimeError: it raises an error, or returns what it must not.
+    """
+    exact = tf.cast(gradient, tf.float32)
+    finite = bit.is_finite(exact)
+
+    def tensor(value):
+        value = tf.convert_to_tensor(value)
+        return value if value.shape.is_fully_defined() else tf.ensure_shape(value, exact.shape)
+
+    voted, *new = checked_ballot(rule, tf.where(finite, exact, 0.0), states, tensor, _kind)
+    kept = [tf.cast(each, tf.float32) for each in new]
+    new = [tf.where(finite & bit.is_finite(k) & ~hold, k, s) for k, s in zip(kept, states, strict=True)]
+    voted = tf.where(finite & (voted != voted), tf.zeros_like(voted), voted)  # its own NaN: they abstain as zeros do
+    return new, tf.where(finite, voted, tf.cast(exact, voted.dtype))
+
+
+def _advance_by_ballot(rule, gradients, states, on_gradient, hold) -> tuple[list, list]:
+    advanced = [own_ballot(rule, g, of, hold) for g, of in zip(gradients, states, strict=True)]
+    new, voted = [each for each, _ in advanced], [each for _, each in advanced]
+    if rule.warmup_steps:  # as signs, since their dtypes may differ
+        both = zip(signs(gradients), signs(voted), strict=True)
+        voted = [tf.where(on_gradient, tf.cast(g, tf.float32), tf.cast(v, tf.float32)) for g, v in both]
+    return new, voted
+
+
+def _kind(x) -> tuple[tuple[int, ...], str, bool]:
+    return tuple(x.shape), x.dtype.name, x.dtype in bit.DTYPES
+
+
+def _nothing():
+    return tf.constant(0, tf.uint32)
 
 
 @functools.lru_cache(maxsize=256)

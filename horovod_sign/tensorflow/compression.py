@@ -1,4 +1,4 @@
-"""`Compression.signsgd()` and `Compression.signum()`: Horovod's `compression=`, here and in Horovod's own wrappers.
+"""`Compression.signsgd()`, `signum()`, `lion()`, `of(rule)`: Horovod's `compression=`, here and in its own wrappers.
 
 In Horovod's own `DistributedGradientTape` and `allreduce`, with op=hvd.Sum, a gradient goes out as bit-counts (fields
 of an int64 tensor, added by an ordinary allreduce) and comes back as the vote, -1, 0 or +1, in the gradient's dtype.
@@ -15,13 +15,14 @@ from horovod_sign.options import require_horovod
 from horovod_sign.statistics import VoteStatistics
 from horovod_sign.tensorflow import bits as bit
 from horovod_sign.tensorflow import messages
-from horovod_sign.tensorflow.ballots import packer, unpacker
+from horovod_sign.tensorflow.ballots import pack_by, packer, unpacker
 from horovod_sign.tensorflow.repeated import at_each_run
 from horovod_sign.voting.messages import Planes
 
 _NO_MOMENTUM = (
-    "Compression.signum() cannot work in Horovod's own DistributedGradientTape and allreduce, which do not say whose "
-    "gradient they compress: use hvs.DistributedGradientTape, or Compression.signsgd()"
+    "Compression.signum(), or any other that remembers something, cannot work in Horovod's own "
+    "DistributedGradientTape and allreduce, which do not say whose gradient they compress: use "
+    "hvs.DistributedGradientTape, or Compression.signsgd()"
 )
 _AVERAGED = (
     "the bit-counts were averaged, which destroys the vote: use op=hvd.Sum (Horovod's default is Average) and leave "
@@ -38,7 +39,7 @@ class SignCompressor:
     """
 
     def __init__(self, rule: rules.Rule, abstain: bool = True) -> None:
-        self.rule, self._abstain = rule, abstain
+        self.rule, self._abstain = rules.check_rule(rule), abstain
         self.memories: dict = {}
 
     def vote_statistics(self) -> VoteStatistics:
@@ -62,14 +63,18 @@ class SignCompressor:
 
     def compress(self, tensor: tf.Tensor) -> tuple[tf.Tensor, Any]:
         """The fields of this rank's ballot, as int64 words, and what `decompress` needs."""
-        if self.rule.states:
+        if self.rule.states or self.rule.warmup_steps:
             raise ValueError(_NO_MOMENTUM)
         require_horovod(hvd)
         tensor = tf.convert_to_tensor(tensor)
         if tensor.dtype not in bit.DTYPES:
             raise TypeError(f"a vote is on {', '.join(d.name for d in bit.DTYPES)}, got a {tensor.dtype.name} tensor")
         bits = counts_bits(hvd.size())
-        words = messages.encode_fields(Planes(*packer(self._abstain)([tensor])), bits)
+        if self.rule.takes_gradient:
+            planes = packer(self._abstain)([tensor])
+        else:
+            _, *planes = pack_by(self.rule, self._abstain, [tensor], [[]], tf.constant(False), tf.constant(False))
+        words = messages.encode_fields(Planes(*planes), bits)
         return at_each_run(words), _Context(tuple(tensor.shape), tensor.dtype, bits, words)
 
     def decompress(self, tensor: tf.Tensor, ctx: Any) -> tf.Tensor:
@@ -117,3 +122,27 @@ class Compression(hvd.Compression):
             abstain: as in `signsgd`.
         """
         return SignCompressor(rules.signum(momentum, warmup), abstain)
+
+    @staticmethod
+    def lion(beta_1: float = 0.9, beta_2: float = 0.99, abstain: bool = True) -> SignCompressor:
+        """Vote as Distributed Lion does: on beta_1 * m + (1 - beta_1) * g, then m <- beta_2 * m + (1 - beta_2) * g.
+
+        As with `signum`, in the wrappers of `hvs` only, and made once.
+
+        Args:
+            beta_1, beta_2: in [0, 1).
+            abstain: as in `signsgd`.
+
+        Reference: Liu et al. 2024, arXiv 2404.00438, Algorithm 1.
+        """
+        return SignCompressor(rules.lion(beta_1, beta_2), abstain)
+
+    @staticmethod
+    def of(rule: rules.Rule, abstain: bool = True) -> SignCompressor:
+        """Vote by a rule, of one's own for example (see `hvs.Rule`). With states as `signum`.
+
+        Args:
+            rule: an object of a class derived from `hvs.Rule`.
+            abstain: as in `signsgd`.
+        """
+        return SignCompressor(rule, abstain)

@@ -5,6 +5,7 @@ however little it carries. A variable starts at a 64-bit word, so padding is ins
 """
 
 import functools
+import itertools
 import warnings
 import weakref
 from typing import NamedTuple
@@ -15,10 +16,10 @@ import tensorflow as tf
 
 from horovod_sign.algebra import counts_bits, plane_bytes
 from horovod_sign.options import require_horovod
-from horovod_sign.rules import Rule
+from horovod_sign.rules import Rule, in_words
 from horovod_sign.tensorflow import bits as bit
 from horovod_sign.tensorflow import farewell, messages
-from horovod_sign.tensorflow.ballots import momentum_packer, packer, unpacker
+from horovod_sign.tensorflow.ballots import own_ballot, pack_by, packer, unpacker
 from horovod_sign.tensorflow.collectives import Carrier, carry_out
 from horovod_sign.tensorflow.handshake import agree
 from horovod_sign.tensorflow.reports import Reports
@@ -56,15 +57,15 @@ class Coordinates(NamedTuple):
         return int(np.prod(self.shape, dtype=np.int64))
 
 
-class Momentum(NamedTuple):
-    """What a rule with momentum reads and writes.
+class States(NamedTuple):
+    """What a rule reads and writes.
 
     Attributes:
-        slots: one float32 variable per voted variable.
+        slots: for each voted variable, the float32 variables that are its states.
         on_gradient: scalar bool: whether this step's votes are on the gradient (the rule's warm-up).
     """
 
-    slots: list[tf.Variable]
+    slots: list[list[tf.Variable]]
     on_gradient: tf.Tensor | bool = False
 
 
@@ -134,14 +135,14 @@ class Election:
         return f"rank {self.rank}" if self._nodes is None else f"the node of rank {self.rank}"
 
     @tf.autograph.experimental.do_not_convert
-    def vote(self, gradients, variables: list[Coordinates], labels, momentum=None, abstaining=None) -> list:
+    def vote(self, gradients, variables: list[Coordinates], labels, states=None, abstaining=None) -> list:
         """The votes on a step's gradients.
 
         Args:
             gradients: one per variable: a tensor, `tf.IndexedSlices`, or None: this rank has no gradient and abstains.
             variables: shape and dtype of each variable.
             labels: the variables' names, for errors.
-            momentum: the `Momentum` if the rule has one.
+            states: the `States` by which the rule votes; None: it votes on gradients as they are.
             abstaining: scalar bool tensor: this rank abstains on all coordinates in this step; None: never.
 
         Returns:
@@ -170,12 +171,12 @@ class Election:
         self._requests = [(protocol is PROTOCOLS["counts"], bucket.plane_bytes) for bucket in buckets]
         if carrier.nodes is None:
             running = [
-                protocol(self._pack(bucket, momentum), carrier.rank, carrier.size, not self.abstain, messages)
+                protocol(self._pack(bucket, states), carrier.rank, carrier.size, not self.abstain, messages)
                 for bucket in buckets
             ]
         else:
             self._begin_together(buckets)
-            running = [self._vote_of_nodes(bucket, momentum, protocol, carrier.nodes) for bucket in buckets]
+            running = [self._vote_of_nodes(bucket, states, protocol, carrier.nodes) for bucket in buckets]
         for bucket, result in zip(buckets, carry_out(running, carrier, self.name), strict=True):
             decided, counts = self._unpack(bucket, [labels[i] for i in bucket.indices], *result)
             counted.append(counts)
@@ -240,11 +241,11 @@ class Election:
         for bucket in buckets:
             bucket.gradients, gradients = gradients[: len(bucket.indices)], gradients[len(bucket.indices) :]
 
-    def _vote_of_nodes(self, bucket: "_Bucket", momentum, protocol, nodes):
+    def _vote_of_nodes(self, bucket: "_Bucket", states, protocol, nodes):
         def pack(means):
             if means:
                 bucket.take_means(means)
-            return self._pack(bucket, momentum)
+            return self._pack(bucket, states)
 
         return vote_of_nodes(nodes, bucket.to_be_averaged, pack, protocol, not self.abstain, messages)
 
@@ -261,19 +262,19 @@ class Election:
         votes = unpacker(layout, self.abstain)(decided.sign, decided.nonzero)
         return votes, tf.stack(counts._replace(nans=nans, bytes_sent=sent))
 
-    def _pack(self, bucket: "_Bucket", momentum) -> Planes:
+    def _pack(self, bucket: "_Bucket", states) -> Planes:
         """The ballot on a bucket's gradients."""
         gradients, abstaining = bucket.gradients, bucket.abstaining
         hold = tf.constant(False) if abstaining is None else abstaining
-        if momentum is None:
+        if states is None:
             sign, nonzero = packer(self.abstain)(gradients)
         else:
-            slots = [momentum.slots[i] for i in bucket.indices]
-            momenta = [slot.read_value() for slot in slots]
-            when = (tf.convert_to_tensor(momentum.on_gradient), hold, tf.constant(0, tf.uint32))
-            new, sign, nonzero = momentum_packer(self.rule, self.abstain)(gradients, momenta, *when)
-            for slot, m in zip(slots, new, strict=True):
-                slot.assign(m)
+            slots = [states.slots[i] for i in bucket.indices]
+            old = [[slot.read_value() for slot in each] for each in slots]
+            when = tf.convert_to_tensor(states.on_gradient), hold
+            new, sign, nonzero = pack_by(self.rule, self.abstain, gradients, old, *when)
+            for slot, value in zip(itertools.chain(*slots), itertools.chain(*new), strict=True):
+                slot.assign(value)
         if abstaining is not None:
             silent = tf.where(abstaining, np.uint8(0), np.uint8(255))
             nonzero = tf.fill(sign.shape, silent) if nonzero is None else tf.bitwise.bitwise_and(nonzero, silent)
@@ -305,7 +306,7 @@ class Election:
         """What all ranks must have alike."""
         names = map(common_name, labels)
         return [
-            ("the rule", str(self.rule)),
+            ("the rule", in_words(self.rule)),
             argument("abstain", self.abstain),
             argument("transport", self._transport),
             argument("bucket_cap_mb", None if self._bucket_bytes is None else self._bucket_bytes / 1e6),
@@ -321,12 +322,27 @@ class Election:
             if v.dtype not in bit.DTYPES:
                 names = ", ".join(d.name for d in bit.DTYPES)
                 return TypeError(f"the gradient of {label} is {v.dtype.name}, but votes are on {names}")
+        if self.rule.betas is None:
+            try:
+                self._try_rule(variables, labels)
+            except RuntimeError as error:
+                return error
         if self._transport == "counts":
             try:
                 counts_bits(self.ranks)
             except ValueError as error:
                 return error
         return None
+
+    def _try_rule(self, variables, labels):
+        """Raises RuntimeError unless the rule is one for these variables: once they vote, the others wait."""
+        for v, label in zip(variables, labels, strict=True):
+            if v.count:
+                zeros = [tf.zeros(v.shape) for _ in self.rule.states]
+                try:
+                    own_ballot(self.rule, tf.zeros(v.shape), zeros, tf.constant(False))
+                except RuntimeError as error:
+                    raise RuntimeError(f"{error} (variable {label})") from error
 
 
 def lapse():

@@ -1,4 +1,4 @@
-"""What a worker remembers between steps, for the variables of one election: momenta, summed gradients, counters.
+"""What a worker remembers between steps for the variables of an election: states of rules, summed gradients, counters.
 
 State is made once, outside of any graph, however often and wherever the step is traced.
 """
@@ -6,42 +6,42 @@ State is made once, outside of any graph, however often and wherever the step is
 import tensorflow as tf
 
 from horovod_sign.rules import Rule
-from horovod_sign.tensorflow.election import Coordinates, Momentum
+from horovod_sign.tensorflow.election import Coordinates, States
 from horovod_sign.tensorflow.variables import variable
 
 
-class OwnMomentum:
-    """Momenta of variables whose optimizer keeps none for them.
+class OwnStates:
+    """What a rule keeps for variables whose optimizer keeps nothing of it.
 
     Attributes:
-        slots: one float32 variable per shape.
+        slots: for each shape, a float32 variable for each state.
         votes: how many votes they have seen.
     """
 
     def __init__(self, rule: Rule, shapes: list[tuple[int, ...]]):
         self._warmup_steps = rule.warmup_steps
         with tf.init_scope():
-            self.slots = [variable(tf.zeros(shape), name="sign_momentum") for shape in shapes]
+            self.slots = [[variable(tf.zeros(shape), name=f"sign_{name}") for name in rule.states] for shape in shapes]
         self.votes = variable(0, tf.int64, "sign_votes")
 
-    def of_others(self, rule: Rule, shapes: list[tuple[int, ...]], places: list[int | None]) -> "OwnMomentum":
-        """The momenta of another list of variables.
+    def of_others(self, rule: Rule, shapes: list[tuple[int, ...]], places: list[int | None]) -> "OwnStates":
+        """The states of another list of variables.
 
         Args:
             rule: what they are for.
             shapes: the variables' shapes.
-            places: for each variable its place among these, whose momentum it shares; None: it is new.
+            places: for each variable its place among these, whose states it shares; None: it is new.
         """
-        missing = iter(OwnMomentum(rule, [s for s, place in zip(shapes, places, strict=True) if place is None]).slots)
-        others = OwnMomentum(rule, [])
+        missing = iter(OwnStates(rule, [s for s, place in zip(shapes, places, strict=True) if place is None]).slots)
+        others = OwnStates(rule, [])
         others.slots = [next(missing) if place is None else self.slots[place] for place in places]
         others.votes = self.votes
         return others
 
-    def next(self, indices) -> Momentum:
-        """The momenta of these variables for the next vote. Counts it."""
+    def next(self, indices) -> States:
+        """The states of these variables for the next vote. Counts it."""
         before = self.votes.assign_add(1) - 1
-        return Momentum([self.slots[i] for i in indices], before < self._warmup_steps)
+        return States([self.slots[i] for i in indices], before < self._warmup_steps)
 
 
 class Sums:

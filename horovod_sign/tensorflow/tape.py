@@ -12,7 +12,7 @@ from horovod_sign.tensorflow import scaled_losses
 from horovod_sign.tensorflow.checks import check_arguments
 from horovod_sign.tensorflow.compression import Compression, SignCompressor
 from horovod_sign.tensorflow.election import Coordinates, Election
-from horovod_sign.tensorflow.memory import OwnMomentum, Sums
+from horovod_sign.tensorflow.memory import OwnStates, Sums
 from horovod_sign.tensorflow.scales import Scale
 from horovod_sign.tensorflow.variables import variable
 
@@ -47,8 +47,8 @@ def DistributedGradientTape(
 
     Args:
         gradtape: the tape, of which `gradient` is called once for all variables of a step.
-        compression: `Compression.signsgd()` (default, also under Horovod's name for it, `Compression.none`) or
-            `Compression.signum()`.
+        compression: `Compression.signsgd()` (default, also under Horovod's name for it, `Compression.none`),
+            `signum()`, `lion()` or `of(rule)`.
         sparse_as_dense: has no effect: sparse gradients (`tf.IndexedSlices`) are always voted on, and returned, dense.
         process_set: Horovod's, of the ranks that vote.
         abstain: zeros, NaN and ties are 0 (True) or +1 (False).
@@ -175,10 +175,10 @@ class _TapeMemory:
         self._coordinates, self._labels, self._passes = coordinates, labels, passes
         self._process_set = voting[0]
         self.election = Election(rule, *voting, instead_of=former and former.election)
-        self._momentum = None
-        if rule.states:
-            shapes, kept = [v.shape for v in coordinates], former and former._momentum
-            self._momentum = OwnMomentum(rule, shapes) if former is None else kept.of_others(rule, shapes, places)
+        self._states = None
+        if not rule.takes_gradient:
+            shapes, kept = [v.shape for v in coordinates], former and former._states
+            self._states = OwnStates(rule, shapes) if former is None else kept.of_others(rule, shapes, places)
         self._sums = Sums(coordinates) if passes > 1 else None
         if self._sums:
             self._calls = variable(0, tf.int64)
@@ -209,11 +209,11 @@ class _TapeMemory:
         return [None if none else next(votes) for none in absent]
 
     def _elect(self, gradients, abstaining=None):
-        momentum = None if self._momentum is None else self._momentum.next(range(len(self._coordinates)))
+        states = None if self._states is None else self._states.next(range(len(self._coordinates)))
         coordinates = [
             v if g is None else v._replace(dtype=g.dtype) for v, g in zip(self._coordinates, gradients, strict=True)
         ]
-        return self.election.vote(gradients, coordinates, self._labels, momentum, abstaining)
+        return self.election.vote(gradients, coordinates, self._labels, states, abstaining)
 
     def _elect_sums(self, absent, abstaining):
         means, silent = self._sums.take(self._passes)
@@ -229,7 +229,10 @@ def _remembered(compression, variables, gradients, options) -> _TapeMemory:
     """The memory of these variables in `compression`, made at first use; it goes when a variable goes."""
     own = all(isinstance(v, tf.Variable) for v in variables)
     if compression.rule.states and not own:
-        raise ValueError("Compression.signum() keeps a momentum for each variable: take gradients by variables only")
+        raise ValueError(
+            f"this compression keeps the {', '.join(compression.rule.states)} of each variable: take gradients by "
+            "variables only"
+        )
     coordinates = [_coordinates(v, g) for v, g in zip(variables, gradients, strict=True)]
     labels = [getattr(v, "name", f"number {i}") if own else f"number {i}" for i, v in enumerate(variables)]
     key = (tuple(map(id, variables)) if own else tuple(coordinates), options)

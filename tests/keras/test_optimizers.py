@@ -10,6 +10,9 @@ import pytest
 tf = pytest.importorskip("tensorflow")
 hvd = pytest.importorskip("horovod.tensorflow")
 import keras  # noqa: E402
+import simulation  # noqa: E402
+import tf_rules  # noqa: E402
+from tf_rules import TwoMomenta  # noqa: E402
 
 import horovod_sign.tensorflow.keras as hvs  # noqa: E402
 
@@ -60,9 +63,40 @@ def test_signum_with_16_bits_computes_in_32(dtype):
         optimizer.apply([tf.constant(g)], [x])
         m = np.float32(0.9) * m + np.float32(1 - 0.9) * g.astype(np.float32)
         expected = (expected.astype(np.float32) - np.float32(0.0123) * np.sign(m)).astype(kind)
-    (slot,) = optimizer.momentum_of([x]).slots
+    ((slot,),) = optimizer.states_of([x]).slots
     np.testing.assert_array_equal(slot, m)
     np.testing.assert_array_equal(np.array(x.numpy()), expected)
+
+
+@pytest.mark.parametrize("distributed", [False, True])
+def test_lion_equals_numpy(distributed):
+    random = np.random.default_rng(0)
+    gradients, x = random.standard_normal((STEPS, 50)).astype(np.float32), keras.Variable(np.zeros(50, np.float32))
+    optimizer = hvs.Lion(0.5, beta_1=0.25, beta_2=0.75)
+    assert hvs.Lion.from_config(optimizer.get_config()).rule == optimizer.rule
+    apply(hvs.DistributedOptimizer(optimizer) if distributed else optimizer, x, gradients)
+    expected, m = np.zeros(50, np.float32), np.zeros(50, np.float32)
+    for g in gradients:
+        expected -= np.float32(0.5) * np.sign(np.float32(0.25) * m + np.float32(0.75) * g)
+        m = np.float32(0.75) * m + np.float32(0.25) * g
+    np.testing.assert_array_equal(x.numpy(), expected)
+    np.testing.assert_array_equal(optimizer.states_of([x]).slots[0][0], m)
+
+
+@pytest.mark.parametrize("distributed", [False, True])
+def test_a_rule_of_ones_own_equals_numpy(distributed):
+    random = np.random.default_rng(0)
+    gradients = random.standard_normal((STEPS, 50)).astype(np.float32)
+    gradients[3, :3] = [np.inf, -np.inf, np.nan]
+    x, optimizer = keras.Variable(np.zeros(50, np.float32)), hvs.SignOptimizer(0.5, TwoMomenta())
+    workers = simulation.Workers([np.zeros(50)], 1, tf_rules.TWO_MOMENTA)
+    apply(hvs.DistributedOptimizer(optimizer) if distributed else optimizer, x, gradients)
+    np.testing.assert_array_equal(x.numpy(), -0.5 * sum(workers.votes([[g]])[0].astype(np.float32) for g in gradients))
+    np.testing.assert_array_equal(optimizer.states_of([x]).slots[0], workers.states[0][0])
+    again = hvs.SignOptimizer.from_config(optimizer.get_config())
+    assert again.rule == TwoMomenta() != TwoMomenta((0.5, 0.5))
+    with pytest.raises(ValueError, match="votes by the rule Unheard, which is not known here: import its class first"):
+        hvs.SignOptimizer.from_config({**optimizer.get_config(), "rule": {"class_name": "Unheard", "config": {}}})
 
 
 def test_name_and_passes_are_the_optimizer_s():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 from ranks import RANK, SIZE, process_sets
+from tf_rules import TwoMomenta
 
 import horovod_sign.tensorflow.keras as hvs
 from horovod_sign.tensorflow.keras.momenta import Momenta
@@ -20,6 +21,8 @@ SIGNUM = hvs.Compression.signum(0.5, warmup=True)
 KINDS = {
     "Signum": (lambda: hvs.Signum(0.01, 0.5, warmup=True), {}),
     "Adam": (lambda: keras.optimizers.Adam(0.01), {"compression": SIGNUM}),
+    "rule": (lambda: hvs.SignOptimizer(0.01, TwoMomenta((0.25, 0.5))), {}),
+    "Adam by a rule": (lambda: keras.optimizers.Adam(0.01), {"compression": hvs.Compression.of(TwoMomenta())}),
     "scaled": (lambda: keras.optimizers.LossScaleOptimizer(hvs.Signum(0.01, 0.5), initial_scale=64.0), {}),
 }
 
@@ -89,6 +92,22 @@ def test_on_another_number_of_ranks_all_start_from_the_mean(kind, path):
         go_on(alone)
 
 
+@pytest.mark.ranks(2, 3)
+@pytest.mark.parametrize("kind", ["Signum", "SGD"])
+def test_a_file_of_the_first_version_loads(kind):
+    """Saved on two ranks by the code before rules had states of other names: each has its own again, or the mean."""
+    saved = Path(__file__).parents[1] / "support" / "saved" / f"{kind}.keras"
+    options = {} if kind == "Signum" else {"compression": hvs.Compression.signum(0.75, warmup=True)}
+    net = hvs.load_model(saved, **options)
+    kernel, bias = momenta(net)
+    filled = np.float32(1 - 0.75**3)
+    np.testing.assert_array_equal(kernel, filled * np.array([[1], [[-0.5, 0.5][RANK] if SIZE == 2 else 0]], np.float32))
+    np.testing.assert_array_equal(bias, [-filled])
+    counter = net.optimizer.iterations if kind == "Signum" else Momenta(net.optimizer).counters[0]
+    assert counter.numpy() == 3
+    assert tasks.values(net)[0].ravel().tolist() == [0.625 if kind == "Signum" else 0.46875, -2.0]
+
+
 @pytest.mark.parametrize("kind", ["Signum", "Adam"])
 def test_a_set_of_ranks_saves_and_loads_by_its_own_numbers(kind, path):
     """Ranks 1 and 2 are 0 and 1 of their set: the first of them writes, and each gets its own momentum back."""
@@ -136,7 +155,7 @@ def test_a_rank_that_loads_alone_gives_its_momentum_to_the_others(kind, path):
     callback.set_model(resumed)
     callback.on_train_begin()
     assert_equal(momenta(resumed), MPI.COMM_WORLD.bcast(momenta(net)))
-    assert [int(counter) for counter in Momenta(resumed.optimizer).counters] == [3] * (kind == "Adam")
+    assert [int(counter) for counter in Momenta(resumed.optimizer).counters] == [3] * kind.startswith("Adam")
     assert_equal([v.numpy() for v in resumed.weights], MPI.COMM_WORLD.bcast([v.numpy() for v in net.weights]))
     go_on(resumed)
     tasks.assert_replicas_identical(tasks.values(resumed))
@@ -155,7 +174,7 @@ def test_saved_each_epoch_and_read_by_keras_alone(tmp_path):
         plain = keras.saving.load_model(second)
         assert type(plain.optimizer) is hvs.Signum
         assert equal(tasks.values(plain), tasks.values(net))
-        assert equal([v.numpy() for v in plain.optimizer._momenta], momenta(net))
+        assert equal([v.numpy() for v in plain.optimizer._states[0]], momenta(net))
         with zipfile.ZipFile(second) as archive:
             assert archive.testzip() is None
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 from mpi4py import MPI
 from ranks import RANK, SIZE
 
-from horovod_sign.tensorflow.keras import Signum
+from horovod_sign.tensorflow.keras import SignOptimizer
 from horovod_sign.tensorflow.keras.distributed import inner_optimizer, is_distributed
 from horovod_sign.tensorflow.keras.momenta import Momenta
 
@@ -44,8 +44,8 @@ def values(net: keras.Model) -> list[np.ndarray]:
 def momenta(optimizer) -> list:
     """The variables that this rank votes by, also where steps are accumulated."""
     inner = inner_optimizer(optimizer)
-    if isinstance(inner, Signum):
-        return inner.momentum_of(inner._trainable_variables).slots
+    if isinstance(inner, SignOptimizer) and inner.built:
+        return [slot for each in inner.states_of(inner._trainable_variables).slots for slot in each]
     return Momenta(optimizer).slots if is_distributed(optimizer) else []
 
 
@@ -85,12 +85,15 @@ class Simulation:
     def __init__(self, rule=simulation.SIGNSGD, accumulate: int = 1, nodes=range(SIZE), **options):
         self._nodes = nodes
         self._simulated = simulation.Simulation(values(model()), len(set(nodes)), 0.01, rule, **options)
-        self._accumulate, self._pending = accumulate, []
+        self._rule, self._accumulate, self._pending = rule, accumulate, []
 
     @property
     def momenta(self) -> list[np.ndarray]:
         """This rank's."""
-        return self._simulated.workers.m[self._nodes[RANK]]
+        workers = self._simulated.workers
+        if isinstance(self._rule, simulation.Own):
+            return [each for of_variable in workers.states[self._nodes[RANK]] for each in of_variable]
+        return workers.m[self._nodes[RANK]]
 
     def train(self, epochs: int = EPOCHS) -> list[np.ndarray]:
         """The variables after training."""

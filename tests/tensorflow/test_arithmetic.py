@@ -13,7 +13,7 @@ from horovod_sign import rules  # noqa: E402
 from horovod_sign.statistics import PATIENCE  # noqa: E402
 from horovod_sign.tensorflow import ballots, election  # noqa: E402
 from horovod_sign.tensorflow.election import Coordinates  # noqa: E402
-from horovod_sign.tensorflow.memory import OwnMomentum, Sums  # noqa: E402
+from horovod_sign.tensorflow.memory import OwnStates, Sums  # noqa: E402
 from horovod_sign.tensorflow.statistics import Counters, Counts  # noqa: E402
 
 NOTHING = tf.constant(0, tf.uint32)
@@ -138,7 +138,7 @@ def test_sums_of_passes(dtype):
 
 def test_momenta_of_variables_in_any_order():
     """A tape's and a wrapper's momentum: the warm-up ends after so many votes, and each variable keeps its own."""
-    own = OwnMomentum(rules.signum(0.75, warmup=True), [(1,), (2,), (3,)])
+    own = OwnStates(rules.signum(0.75, warmup=True), [(1,), (2,), (3,)])
     assert [bool(own.next([2, 0]).on_gradient) for _ in range(3)] == [True, True, False]
-    assert [slot.shape[0] for slot in own.next([2, 0]).slots] == [3, 1] and int(own.votes) == 4
-    assert all(slot.dtype == tf.float32 for slot in own.slots)
+    assert [slot.shape[0] for (slot,) in own.next([2, 0]).slots] == [3, 1] and int(own.votes) == 4
+    assert all(slot.dtype == tf.float32 for (slot,) in own.slots)

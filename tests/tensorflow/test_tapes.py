@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import simulation
 import tensorflow as tf
+import tf_rules
 from ranks import RANK, SIZE, process_sets
 from tape_tasks import Task, assert_equal
 
@@ -24,6 +25,10 @@ KINDS = {
     "default": (lambda: None, simulation.SIGNSGD, True),
     "signum": (lambda: hvs.Compression.signum(0.9), simulation.signum(0.9), False),
     "warmup": (lambda: hvs.Compression.signum(0.75, warmup=True), simulation.signum(0.75, 2), True),
+    "lion": (hvs.Compression.lion, simulation.LION, True),
+    "Muon": (lambda: hvs.Compression.of(tf_rules.Muon()), tf_rules.MUON, True),
+    "two momenta": (lambda: hvs.Compression.of(tf_rules.TwoMomenta()), tf_rules.TWO_MOMENTA, False),
+    "clipped": (lambda: hvs.Compression.of(tf_rules.Clipped()), tf_rules.CLIPPED, True),
 }
 
 

@@ -6,6 +6,7 @@ import oracle
 import pytest
 import tensorflow as tf
 from ranks import RANK, SIZE, process_sets
+from tf_rules import Wrong
 
 import horovod_sign
 import horovod_sign.tensorflow as hvs
@@ -141,6 +142,7 @@ DIFFERENT = {
         "float32",
         "argument hierarchical is False on rank 0 and True on rank 1:",
     ),
+    "wrong rule": ({"rule": Wrong()}, (3, 4), "float32", r"rank 1 cannot vote: .*but v is float32 of shape \(1, 4\)"),
     "no floats": ({}, (3, 4), "int32", "rank 1 cannot vote: the gradient of it is int32"),
 }
 

@@ -25,17 +25,21 @@ if (_wrong := advice.for_backend(keras.__version__, keras.backend.backend())) is
 import horovod.tensorflow.keras
 
 from horovod_sign.adopted import adopt
+from horovod_sign.rules import Rule
 from horovod_sign.tensorflow.broadcasting import broadcast_variables
 from horovod_sign.tensorflow.compression import Compression
 from horovod_sign.tensorflow.keras import callbacks, elastic
 from horovod_sign.tensorflow.keras.distributed import DistributedOptimizer
-from horovod_sign.tensorflow.keras.optimizers import SignSGD, Signum
+from horovod_sign.tensorflow.keras.optimizers import Lion, SignOptimizer, SignSGD, Signum
 from horovod_sign.tensorflow.keras.saving import load_model, save_model
 from horovod_sign.voting.nodes import node_process_sets
 
 __all__ = [
     "Compression",
     "DistributedOptimizer",
+    "Lion",
+    "Rule",
+    "SignOptimizer",
     "SignSGD",
     "Signum",
     "broadcast_variables",

@@ -21,7 +21,7 @@ from horovod_sign.tensorflow.checks import check_arguments
 from horovod_sign.tensorflow.compression import SignCompressor
 from horovod_sign.tensorflow.election import Coordinates, Election
 from horovod_sign.tensorflow.keras.optimizers import SignOptimizer
-from horovod_sign.tensorflow.memory import OwnMomentum, Sums
+from horovod_sign.tensorflow.memory import OwnStates, Sums
 from horovod_sign.tensorflow.scales import follow, speaking
 
 if TYPE_CHECKING:
@@ -61,9 +61,10 @@ def DistributedOptimizer(
 ) -> keras.optimizers.Optimizer:
     """Makes a Keras 3 optimizer step by majority vote: in `model.fit`, or by `optimizer.apply` in a loop of one's own.
 
-    Each worker votes one bit a coordinate: the sign of its gradient (signSGD) or of its own momentum (Signum); a vote
-    is sign(sum over ranks of the signs) (Bernstein et al. 2018, arXiv 1802.04434, Algorithms 1 to 3). Around `SignSGD`
-    and `Signum` the step is theirs, by the vote; around any other optimizer the votes (-1, 0, +1) are its gradients.
+    Each worker votes one bit a coordinate: the sign of its gradient (signSGD), of its own momentum (Signum), or of what
+    another `hvs.Rule` says; a vote is sign(sum over ranks of the signs) (Bernstein et al. 2018, arXiv 1802.04434,
+    Algorithms 1 to 3). Around a `SignOptimizer` (`SignSGD`, `Signum`, `Lion`) the step is its own, by the vote; around
+    any other optimizer the votes (-1, 0, +1) are its gradients.
 
     Wrap `LossScaleOptimizer` from outside. A rank whose gradients overflow then abstains in that step and lowers its
     own scale, which need not be that of the others; where all overflow, the step is left out. With gradient
@@ -72,9 +73,9 @@ def DistributedOptimizer(
     Args:
         optimizer: not wrapped yet. It keeps its state, and itself becomes distributed: the returned object is the same.
         name: renames the optimizer.
-        compression: `Compression.signsgd()` or `Compression.signum()`. Default, also under Horovod's name for it,
-            `Compression.none`: what `SignSGD` or `Signum` say themselves; around any other optimizer, signsgd. There is
-            no way not to vote.
+        compression: `Compression.signsgd()`, `signum()`, `lion()` or `of(rule)`. Default, also under Horovod's name for
+            it, `Compression.none`: what a `SignOptimizer` (`SignSGD`, `Signum`, `Lion`) says itself; around any other
+            optimizer, signsgd. There is no way not to vote.
         sparse_as_dense: has no effect: sparse gradients (`tf.IndexedSlices`) are always voted on as dense ones.
         backward_passes_per_step: the same as Keras's `gradient_accumulation_steps`, and sets it.
         process_set: Horovod's, of the ranks that vote.
@@ -226,7 +227,7 @@ class _Step:
         self.election = Election(*self._options)
         # One for each list of variables: that changes when layers are frozen and the model is compiled anew.
         self._elections: dict[tuple, Election] = {}
-        self._own_momentum = self._sums = None
+        self._own_states = self._sums = None
 
     def apply(self, grads, trainable_variables):
         grads = list(grads)
@@ -280,7 +281,7 @@ class _Step:
             heard: whether those of any rank do.
         """
         steps = self._inner.gradient_accumulation_steps
-        if scale is not None and (steps or self._rule.states):
+        if scale is not None and (steps or not self._rule.takes_gradient):
             grads = [None if g is None else _widen(g) / tf.cast(scale, _widen(g).dtype) for g in grads]
         if not steps:
             return self._elect(grads, variables, coordinates, labels, abstaining)
@@ -304,13 +305,13 @@ class _Step:
         return [None if none else next(votes) for none in absent]
 
     def _elect(self, grads, variables, coordinates, labels, abstaining):
-        return self.election.vote(grads, coordinates, labels, self._momentum(variables), abstaining)
+        return self.election.vote(grads, coordinates, labels, self._states(variables), abstaining)
 
-    def _momentum(self, variables):
-        if not self._rule.states:
+    def _states(self, variables):
+        if self._rule.takes_gradient:
             return None
         if isinstance(self._inner, SignOptimizer):
-            return self._inner.momentum_of(variables)
+            return self._inner.states_of(variables)
         return self._remembered().next(self._indices(variables))
 
     def _indices(self, variables) -> list[int]:
@@ -322,20 +323,21 @@ class _Step:
         self._sums = None
 
     def momenta(self) -> tuple[list[tf.Variable], list[tf.Variable], Callable | None]:
-        """This rank's own momenta, the counters kept beside them, and what says how many votes they have seen."""
-        if not self._rule.states:
+        """This rank's own states of the rule, the counters kept beside them, and what says how many votes they have
+        seen."""
+        if self._rule.takes_gradient:
             return [], [], None
         if isinstance(self._inner, SignOptimizer):
-            slots = self._inner.momentum_of(self._inner._trainable_variables).slots
-            return slots, [], lambda: keras.ops.convert_to_numpy(self._inner.iterations)
+            slots = self._inner.states_of(self._inner._trainable_variables).slots
+            return _flat(slots), [], lambda: keras.ops.convert_to_numpy(self._inner.iterations)
         own = self._remembered()
-        return own.slots, [own.votes], own.votes.numpy
+        return _flat(own.slots), [own.votes], own.votes.numpy
 
-    def _remembered(self) -> OwnMomentum:
-        if self._own_momentum is None:
+    def _remembered(self) -> OwnStates:
+        if self._own_states is None:
             shapes = [tuple(v.shape) for v in self._inner._trainable_variables]
-            self._own_momentum = OwnMomentum(self._rule, shapes)
-        return self._own_momentum
+            self._own_states = OwnStates(self._rule, shapes)
+        return self._own_states
 
     def _take(self, votes, variables):
         """The step on votes: the base class's, which first divides by a fixed scale, if there is one."""
@@ -374,6 +376,10 @@ def _not_reduced(optimizer):
 def _coordinates(variable, gradient) -> Coordinates:
     dtype = variable.dtype if gradient is None else gradient.dtype
     return Coordinates(tuple(variable.shape), tf.as_dtype(dtype))
+
+
+def _flat(slots: list[list]) -> list:
+    return [slot for each in slots for slot in each]
 
 
 def _widen(gradient):
