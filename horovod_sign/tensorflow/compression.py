@@ -4,9 +4,12 @@ In Horovod's own `DistributedGradientTape` and `allreduce`, with op=hvd.Sum, a g
 of an int64 tensor, added by an ordinary allreduce) and comes back as the vote, -1, 0 or +1, in the gradient's dtype.
 """
 
+import weakref
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import horovod.tensorflow as hvd
+import numpy as np
 import tensorflow as tf
 
 from horovod_sign import rules
@@ -16,7 +19,10 @@ from horovod_sign.statistics import VoteStatistics
 from horovod_sign.tensorflow import bits as bit
 from horovod_sign.tensorflow import messages
 from horovod_sign.tensorflow.ballots import pack_by, packer, unpacker
+from horovod_sign.tensorflow.kept import Kept
+from horovod_sign.tensorflow.memory import OwnStates, flat
 from horovod_sign.tensorflow.repeated import at_each_run
+from horovod_sign.tensorflow.variables import underlying
 from horovod_sign.voting.messages import Planes
 
 _NO_MOMENTUM = (
@@ -30,17 +36,31 @@ _AVERAGED = (
 )
 
 
+class Loaded(NamedTuple):
+    """States of variables that have no vote yet.
+
+    Attributes:
+        states: of a rule.
+        election: that there is none.
+    """
+
+    states: OwnStates
+    election: None = None
+
+
 class SignCompressor:
     """A compressor in Horovod's sense, and the rule of `hvs` wrappers. Made by `Compression`.
 
     Attributes:
         rule: what each worker votes on.
         memories: what `hvs.DistributedGradientTape` remembers between steps, by the variables it is for.
+        loaded: what was loaded before a first vote, likewise.
     """
 
     def __init__(self, rule: rules.Rule, abstain: bool = True) -> None:
         self.rule, self._abstain = rules.check_rule(rule), abstain
         self.memories: dict = {}
+        self.loaded: dict[tuple[int, ...], Loaded] = {}
 
     def vote_statistics(self) -> VoteStatistics:
         """What happened, on this rank, in the latest vote of the `hvs.DistributedGradientTape` made with this.
@@ -60,6 +80,72 @@ class SignCompressor:
     def bytes_sent(self) -> int:
         """By this rank to others in that vote."""
         return self.vote_statistics().bytes_sent
+
+    def state_dict(self, variables: Sequence[Any]) -> dict[str, np.ndarray]:
+        """What this rank votes by, momenta for example, for these variables of a tape: arrays for `numpy.savez`."""
+        own = self._own(variables)
+        if own is None:
+            return {}
+        states = {f"momentum{i}": slot.numpy()[None] for i, slot in enumerate(flat(own.slots))}
+        return {**states, "votes": own.votes.numpy()}
+
+    def gather_state_dict(
+        self, variables: Sequence[Any], process_set: hvd.ProcessSet = hvd.global_process_set
+    ) -> dict[str, np.ndarray]:
+        """`state_dict` with what all ranks vote by, along the first axis of each array, for one file. A collective."""
+        own = self._own(variables)
+        return {} if own is None else Kept(flat(own.slots), [own.votes], own.votes.numpy, process_set).gather()
+
+    def load_state_dict(
+        self,
+        saved: Mapping[str, np.ndarray],
+        variables: Sequence[Any],
+        process_set: hvd.ProcessSet = hvd.global_process_set,
+    ) -> None:
+        """Goes on with saved states: this rank's own, or if they are of another number of ranks with their mean.
+
+        Args:
+            saved: what `state_dict` or `gather_state_dict` gave. Before or after the first vote.
+            variables: those that they were saved for, in the same order.
+            process_set: Horovod's, of the ranks that vote.
+
+        Raises:
+            ValueError: the saved states are those of other variables or of another compression.
+        """
+        own = self._own(variables)
+        slots = [] if own is None else flat(own.slots)
+        wanted = {f"momentum{i}": tuple(slot.shape) for i, slot in enumerate(slots)}
+        found = {key: np.shape(value)[1:] for key, value in saved.items() if key != "votes"}
+        if found != wanted:
+            raise ValueError(
+                f"the saved states are not of this compression and these variables: they have {found or 'nothing'}, "
+                f"but here are {wanted or 'none'}"
+            )
+        if own is not None:
+            Kept(slots, [own.votes], own.votes.numpy, process_set).take(saved)
+
+    def loaded_for(self, variables: tuple[int, ...]) -> "tuple[Loaded | None, list[int | None]]":
+        """What was loaded last for some of the variables of these identities, and the place of each in that."""
+        for others, loaded in reversed(self.loaded.items()):
+            places = [others.index(v) if v in others else None for v in variables]
+            if any(place is not None for place in places):
+                return loaded, places
+        return None, []
+
+    def _own(self, variables: Sequence[Any]) -> OwnStates | None:
+        """The states of these variables; None if the rule keeps none."""
+        if self.rule.takes_gradient:
+            return None
+        sources = [underlying(v) for v in variables]
+        key, shapes = tuple(map(id, sources)), [tuple(v.shape) for v in sources]
+        known = [(others, memory) for (others, _), memory in self.memories.items()]
+        for others, memory in reversed([*self.loaded.items(), *known]):
+            if set(key) <= set(others):
+                return memory.states.of_others(self.rule, shapes, [others.index(v) for v in key])
+        self.loaded[key] = Loaded(OwnStates(self.rule, shapes))
+        for v in sources:
+            weakref.finalize(v, self.loaded.pop, key, None)
+        return self.loaded[key].states
 
     def compress(self, tensor: tf.Tensor) -> tuple[tf.Tensor, Any]:
         """The fields of this rank's ballot, as int64 words, and what `decompress` needs."""

@@ -44,6 +44,11 @@ class OwnStates:
         return States([self.slots[i] for i in indices], before < self._warmup_steps)
 
 
+def flat(slots: list[list]) -> list:
+    """The variables in one list."""
+    return [slot for each in slots for slot in each]
+
+
 class Sums:
     """Gradients summed over several backward passes; a variable without a gradient adds nothing."""
 

@@ -14,7 +14,7 @@ from horovod_sign.tensorflow.compression import Compression, SignCompressor
 from horovod_sign.tensorflow.election import Coordinates, Election
 from horovod_sign.tensorflow.memory import OwnStates, Sums
 from horovod_sign.tensorflow.scales import Scale
-from horovod_sign.tensorflow.variables import variable
+from horovod_sign.tensorflow.variables import underlying, variable
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -110,7 +110,7 @@ class VotingTape(tf.GradientTape):
         gradients = self._wrapped.gradient(target, sources, output_gradients, unconnected_gradients)
         # None gradients are leaves too; IndexedSlices must stay whole.
         flat = tf.nest.flatten(gradients, expand_composites=False)
-        variables = [_underlying(source) for source in tf.nest.flatten(sources, expand_composites=False)]
+        variables = [underlying(source) for source in tf.nest.flatten(sources, expand_composites=False)]
         scaler = scaled_losses.optimizer_of(target, variables)
         votes = _remembered(self._compression, variables, flat, self._options).vote(flat, scaler)
         return tf.nest.pack_sequence_as(sources, votes)
@@ -175,10 +175,10 @@ class _TapeMemory:
         self._coordinates, self._labels, self._passes = coordinates, labels, passes
         self._process_set = voting[0]
         self.election = Election(rule, *voting, instead_of=former and former.election)
-        self._states = None
+        self.states = None
         if not rule.takes_gradient:
-            shapes, kept = [v.shape for v in coordinates], former and former._states
-            self._states = OwnStates(rule, shapes) if former is None else kept.of_others(rule, shapes, places)
+            shapes, kept = [v.shape for v in coordinates], former and former.states
+            self.states = OwnStates(rule, shapes) if former is None else kept.of_others(rule, shapes, places)
         self._sums = Sums(coordinates) if passes > 1 else None
         if self._sums:
             self._calls = variable(0, tf.int64)
@@ -209,7 +209,7 @@ class _TapeMemory:
         return [None if none else next(votes) for none in absent]
 
     def _elect(self, gradients, abstaining=None):
-        states = None if self._states is None else self._states.next(range(len(self._coordinates)))
+        states = None if self.states is None else self.states.next(range(len(self._coordinates)))
         coordinates = [
             v if g is None else v._replace(dtype=g.dtype) for v, g in zip(self._coordinates, gradients, strict=True)
         ]
@@ -246,19 +246,16 @@ def _remembered(compression, variables, gradients, options) -> _TapeMemory:
 
 
 def _former(compression, key):
-    """The latest memory with some of these variables, for the same options, and the variables' places there."""
+    """The latest memory with some of these variables, for the same options, and the variables' places there.
+
+    Where there is none, what was loaded for some of them.
+    """
     variables, options = key
     for (others, same), memory in reversed(compression.memories.items()):
         places = [others.index(v) if v in others else None for v in variables]
         if same == options and any(place is not None for place in places):
             return memory, places
-    return None, []
-
-
-def _underlying(source):
-    """The tf.Variable of a Keras variable; anything else as it is."""
-    value = getattr(source, "value", None)
-    return value if isinstance(value, tf.Variable) else source
+    return compression.loaded_for(variables)
 
 
 def _coordinates(variable, gradient) -> Coordinates:

@@ -16,6 +16,12 @@ def variable(value, dtype: tf.DType | None = None, name: str | None = None) -> t
         return ResourceVariable(value, trainable=False, dtype=dtype, name=name)
 
 
+def underlying(source):
+    """The tf.Variable of a Keras variable; anything else as it is."""
+    value = getattr(source, "value", None)
+    return value if isinstance(value, tf.Variable) else source
+
+
 def common_name(path: str) -> str:
     """What a variable is called on all ranks that have built the same model, for comparisons between them.
 

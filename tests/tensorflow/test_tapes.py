@@ -56,6 +56,43 @@ def test_votes_of_nodes_that_are_refused(monkeypatch):
         hvs.DistributedGradientTape(tf.GradientTape(), hierarchical=True)
 
 
+@pytest.mark.fault("resume")
+@pytest.mark.parametrize("late", [False, True])
+def test_what_a_compression_votes_by_is_saved_and_loaded(late, tmp_path):
+    """By all ranks in one file, before or after the first vote; variables in another order take theirs along."""
+    task = Task()
+    simulated = workers(task, simulation.signum(0.9))
+
+    def stepper(compression):
+        return task.stepper(lambda tape: hvs.DistributedGradientTape(tape, compression=compression), late)
+
+    first, second = hvs.Compression.signum(0.9), hvs.Compression.signum(0.9)
+    step = stepper(first)
+    for number in range(3):
+        assert_equal(step(number), simulated.votes(task.gradients_of_all(number)))
+    np.savez(tmp_path / "momenta.npz", **first.gather_state_dict(task.variables))
+    saved = dict(np.load(tmp_path / "momenta.npz"))
+    assert saved["votes"] == 3 and all(len(saved[f"momentum{i}"]) == SIZE for i in range(2))
+    step = stepper(second)
+    if late:
+        step(0)
+    second.load_state_dict(saved, task.variables)
+    for number in range(3, 6):
+        assert_equal(step(number), simulated.votes(task.gradients_of_all(number)))
+    mine = second.state_dict(task.variables[::-1])
+    for i, m in enumerate(reversed(simulated.m[RANK])):
+        np.testing.assert_array_equal(mine[f"momentum{i}"][0], m)
+    del saved["votes"]
+    for_three = {key: np.concatenate([value[:1], value[:1], 4 * value[:1]]) for key, value in saved.items()}
+    second.load_state_dict({**for_three, "votes": 3}, task.variables)
+    for i in range(2):
+        mean = for_three[f"momentum{i}"].mean(0)
+        np.testing.assert_array_equal(second.state_dict(task.variables)[f"momentum{i}"][0], mean)
+    with pytest.raises(ValueError, match="not of this compression and these variables"):
+        second.load_state_dict(saved, task.variables[:1])
+    assert hvs.Compression.signsgd().state_dict(task.variables) == {}
+
+
 @pytest.mark.fault("two-models")
 def test_two_models_with_one_compression_do_not_mix():
     tasks, compression = [Task(1), Task(2)], hvs.Compression.signum(0.9)

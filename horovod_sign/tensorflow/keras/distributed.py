@@ -21,7 +21,7 @@ from horovod_sign.tensorflow.checks import check_arguments
 from horovod_sign.tensorflow.compression import SignCompressor
 from horovod_sign.tensorflow.election import Coordinates, Election
 from horovod_sign.tensorflow.keras.optimizers import SignOptimizer
-from horovod_sign.tensorflow.memory import OwnStates, Sums
+from horovod_sign.tensorflow.memory import OwnStates, Sums, flat
 from horovod_sign.tensorflow.scales import follow, speaking
 
 if TYPE_CHECKING:
@@ -329,9 +329,9 @@ class _Step:
             return [], [], None
         if isinstance(self._inner, SignOptimizer):
             slots = self._inner.states_of(self._inner._trainable_variables).slots
-            return _flat(slots), [], lambda: keras.ops.convert_to_numpy(self._inner.iterations)
+            return flat(slots), [], lambda: keras.ops.convert_to_numpy(self._inner.iterations)
         own = self._remembered()
-        return _flat(own.slots), [own.votes], own.votes.numpy
+        return flat(own.slots), [own.votes], own.votes.numpy
 
     def _remembered(self) -> OwnStates:
         if self._own_states is None:
@@ -376,10 +376,6 @@ def _not_reduced(optimizer):
 def _coordinates(variable, gradient) -> Coordinates:
     dtype = variable.dtype if gradient is None else gradient.dtype
     return Coordinates(tuple(variable.shape), tf.as_dtype(dtype))
-
-
-def _flat(slots: list[list]) -> list:
-    return [slot for each in slots for slot in each]
 
 
 def _widen(gradient):
