@@ -23,7 +23,7 @@ def horovodrun(*arguments, seconds: int = 240) -> str:
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "PATH": f"{HOROVODRUN.parent}:{os.environ['PATH']}",
-        "PYTHONPATH": str(HERE.parent / "support"),
+        "PYTHONPATH": os.pathsep.join(map(str, [HERE.parents[1], HERE.parent / "support"])),
         # A worker that died is noticed by its peers when the connection breaks, and at the latest after this.
         "HOROVOD_GLOO_TIMEOUT_SECONDS": "20",
     }
