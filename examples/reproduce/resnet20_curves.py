@@ -26,8 +26,8 @@ SIZE = ("images", "test_images", "width", "blocks", "epochs", "batch_size")
 GRIDS = {
     "sgd": [0.03, 0.1, 0.3],
     "adam": [1e-3, 3e-3, 1e-2],
-    "signsgd": [3e-4, 1e-3, 3e-3],
-    "signum": [3e-4, 1e-3, 3e-3],
+    "signsgd": [3e-4, 1e-3, 3e-3, 1e-2],
+    "signum": [3e-4, 1e-3, 3e-3, 1e-2],
 }
 NAMES = {"sgd": "SGD with momentum", "adam": "Adam", "signsgd": "signSGD", "signum": "Signum"}
 COLOURS = {"sgd": "#767676", "adam": "#a06a00", "signsgd": "#2a6f97", "signum": "#c2185b"}
