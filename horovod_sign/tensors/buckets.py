@@ -5,7 +5,7 @@ packed soon after they arrive, while they are still in the processor's cache, an
 """
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -115,19 +115,19 @@ class Slot:
 
     def state(self, name: str, state: dict) -> torch.Tensor:
         """What a rule calls `name` in `state`, in the layout of the vote and float32; zeros if it is not there yet."""
-        m, p, what = state.get(name), self.parameter, name.removesuffix("_buffer")
+        m, p = state.get(name), self.parameter
         if name not in state:
             m = self.layout.empty(torch.float32, p.device).zero_()
         elif not isinstance(m, torch.Tensor) or m.shape != self.layout.shape:
             found = f"shape {tuple(m.shape)}" if isinstance(m, torch.Tensor) else repr(m)
             raise RuntimeError(
-                f"the {what} of parameter {self.label} must be a tensor of shape {tuple(self.layout.shape)}, but the "
-                f'state of the optimizer has {found} as its "{name}"'
+                f"the {_called(name)} of parameter {self.label} must be a tensor of shape {tuple(self.layout.shape)}, "
+                f'but the state of the optimizer has {found} as its "{name}"'
             )
         elif m.dtype == torch.float32 and m.device == p.device and self.layout.holds(m):
             return m
         else:
-            m = self.layout.copy(f"the {what} of parameter {self.label}", m, torch.float32, p.device)
+            m = self.layout.copy(f"the {_called(name)} of parameter {self.label}", m, torch.float32, p.device)
         state[name] = m
         return m
 
@@ -313,8 +313,11 @@ class Bucket:
             rule = self._voter.vote_rule(group)
             # All count all steps, also those without a gradient, so that a group warms up as one.
             warm = self._warm(rule, slots)
-            read = self._readable if rule.betas is not None else self._voted
-            gradients = {slot: read(rule, slot, warm) for slot in slots if slot.parameter.grad is not None}
+            given, names = [slot for slot in slots if slot.parameter.grad is not None], rule.states
+            if rule.betas is None:
+                gradients = {slot: self._voted(rule, slot, warm) for slot in given}
+            else:
+                gradients = {slot: self._readable(names, slot) for slot in given}
             present = [slot for slot, gradient in gradients.items() if gradient is not None]
             if rule.betas is None:
                 self._pack_voted({slot: gradients[slot] for slot in present}, abstain)
@@ -330,10 +333,10 @@ class Bucket:
         # A list, not a generator: all must count, also after the first that is warm.
         return max([warming_up(rule, self._voter.vote_state(slot.parameter)) for slot in slots])
 
-    def _readable(self, rule: Rule, slot: Slot, warm: bool) -> torch.Tensor | None:
+    def _readable(self, states: Sequence[str], slot: Slot) -> torch.Tensor | None:
         """The gradient of a slot for the kernels, whose momentum then is so too; None, and `error`, if they are not."""
         try:
-            for name in rule.states:
+            for name in states:
                 slot.state(name, self._voter.vote_state(slot.parameter))
             return slot.gradient()
         except (RuntimeError, TypeError) as error:
@@ -411,6 +414,10 @@ class Bucket:
         """The kernels' view of tensors that lie in memory as the layouts of these slots say."""
         pointers = np.array([t.data_ptr() for t in tensors], np.uint64)
         return self._layout.subset([slot.index for slot in slots], pointers)
+
+
+def _called(state: str) -> str:
+    return state.removesuffix("_buffer")
 
 
 def _on_host(alike):
