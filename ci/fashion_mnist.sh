@@ -7,7 +7,8 @@ cache=${HOROVOD_SIGN_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/horovod_sign}
 package=dataset-fashion-mnist
 folder=$cache/fashion-mnist
 [ -e "$folder/t10k-images-idx3-ubyte.gz" ] || [ -e /usr/share/datasets/fashion-mnist ] && exit
-work=$(mktemp -d)
+mkdir -p "$cache"
+work=$(mktemp -d "$cache/.$package-XXXXXX")  # beside its place, so that it gets there whole
 trap 'rm -rf "$work"' EXIT
 cd "$work"
 download() { apt-get download "$package" >/dev/null 2>&1; }
@@ -16,8 +17,8 @@ if command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null; then
 fi
 if compgen -G "$package*.deb" >/dev/null; then
     dpkg-deb -x "$package"*.deb .
-    mkdir -p "$cache"
-    mv "$(dirname "$(find . -name t10k-images-idx3-ubyte.gz | head -n 1)")" "$folder"
+    found=$PWD/$(dirname "$(find . -name t10k-images-idx3-ubyte.gz | head -n 1)")
+    [ -e "$folder" ] || mv -T "$found" "$folder"
     echo "Fashion-MNIST: in $folder, after $SECONDS s" >&2
 else
     echo "Fashion-MNIST: not to be had here (Debian's package $package); the examples will use scikit-learn's digits" >&2

@@ -47,6 +47,75 @@ def test_setup_makes_another_environment_for_another_python(tmp_path):
     assert status != 0 and f"'{python} -m venv' failed" in output and not (tmp_path / ".venv" / "lib").exists(), output
 
 
+class Wheels:
+    """ci/horovod_wheel.sh with a pip that writes a wheel in no time, and says how often."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.cache, self.built = folder, folder / "cache", folder / "built"
+        shutil.copytree(ROOT / "ci", folder / "ci")
+        (folder / "horovod_sign" / "building").mkdir(parents=True)
+        (folder / "horovod_sign" / "building" / "horovod_cmake.py").touch()
+        stand_in(folder / "bin" / "python", "echo 3.11")
+        writes = f'echo >>"{self.built}"; sleep ${{SLOW:-0}}; while [ "$1" != --wheel-dir ]; do shift; done'
+        does = 'mkdir -p "$2"; echo wheel >"$2"/horovod.whl; grep -q sha256: "$4"'
+        stand_in(folder / "bin" / "pip", f'[ "$1" = list ] && echo torch==2 && exit; {writes}; {does}')
+
+    def command(self, **variables) -> tuple[list, dict]:
+        path = f"{self.folder / 'bin'}:{os.environ['PATH']}"
+        return [self.folder / "ci" / "horovod_wheel.sh"], {
+            "PATH": path,
+            "HOROVOD_SIGN_CACHE": str(self.cache),
+            **variables,
+        }
+
+    def run(self) -> str:
+        command, variables = self.command()
+        status, output = run(command, self.folder, **variables)
+        assert status == 0, output
+        return output
+
+    def times_built(self) -> int:
+        return len(self.built.read_text().splitlines())
+
+
+@pytest.fixture
+def wheels(tmp_path) -> Wheels:
+    return Wheels(tmp_path)
+
+
+def test_horovods_wheel_is_kept_and_verified(wheels):
+    assert "building from its source" in wheels.run() and "found built" in wheels.run()
+    assert wheels.times_built() == 1
+    (wheel,) = wheels.cache.glob("horovod-*/*.whl")
+    wheel.write_text("another")
+    assert "not what was built there" in wheels.run() and wheel.read_text() == "wheel\n"
+    (wheel.parent / "SHA256SUMS").unlink()  # as an older version left it
+    wheels.run()
+    assert wheels.times_built() == 3
+
+
+def test_two_builds_of_one_wheel_and_one_that_is_interrupted(wheels):
+    command, variables = wheels.command(SLOW="1")
+    environment = os.environ | variables
+    both = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    paths, said = zip(*(each.communicate(timeout=60) for each in both), strict=True)
+    assert paths[0] == paths[1] and paths[0].endswith("horovod.whl\n"), said
+    assert wheels.times_built() == 1 and "waiting for that" in "".join(said), said
+
+    shutil.rmtree(wheels.cache)
+    killed = subprocess.Popen(command, env=environment | {"SLOW": "60"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while not list(wheels.cache.glob(".*.building-*/build.log")):
+        assert killed.poll() is None
+    killed.kill()
+    killed.wait()
+    assert not list(wheels.cache.glob("horovod-*"))
+    assert "building from its source" in wheels.run()
+    assert len(list(wheels.cache.glob("horovod-*/*.whl"))) == 1 and not list(wheels.cache.glob(".*.building-*"))
+
+
 class TestCMakeForHorovod:
     """horovod_cmake.py: what HOROVOD_CMAKE names."""
 
