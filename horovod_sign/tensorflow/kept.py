@@ -4,7 +4,7 @@ A rank that has voted, or has loaded what it votes by, has a history and keeps i
 those that have one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import horovod.tensorflow as hvd
 import numpy as np
@@ -58,7 +58,7 @@ class Kept:
             gathered["votes"] = counter.numpy()
         return gathered
 
-    def take(self, gathered: dict[str, np.ndarray]):
+    def take(self, gathered: Mapping[str, np.ndarray]) -> None:
         """Sets this rank's from what `gather` gave, maybe of another number of ranks."""
         rank, size = self.process_set.rank(), self.process_set.size()
         for i, slot in enumerate(self.slots):
