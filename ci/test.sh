@@ -10,7 +10,7 @@ ci/setup.sh
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/python -m mypy
-both_cores=(-n 4)  # more than cores, since ranks also wait: for each other, for time limits, for Gloo
+both_cores=(-n 3)  # more than cores, since ranks also wait: for each other, for time limits, for Gloo
 case "${1:-}" in
     "") everything=yes; set -- "${both_cores[@]}" --durations=20 ;;
     --quick) set -- "${both_cores[@]}" "$@" ;;

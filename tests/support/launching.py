@@ -4,9 +4,6 @@ import os
 import signal
 import subprocess
 
-# Ranks that wait for others sleep. By default they ask for the processor again and again, which on few cores is most of
-# what tests on ranks would use.
-SLEEPING = {"OMPI_MCA_threads_pthreads_yield_strategy": "nanosleep"}
 NOT_STARTED = "PMIx server's listener thread failed to start"  # Open MPI's, on a machine that is very busy
 
 
@@ -25,12 +22,11 @@ def _launch_once(command, seconds: int, **options) -> tuple[int | None, str]:
     Args:
         command: as for subprocess.
         seconds: after which the whole group is killed.
-        **options: of subprocess.Popen; `SLEEPING` is added to the environment.
+        **options: of subprocess.Popen.
 
     Returns:
         its exit status, None if it took too long, and what it and its children printed.
     """
-    options["env"] = SLEEPING | dict(options.get("env", os.environ))
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, **options
     ) as process:

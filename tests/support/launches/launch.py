@@ -14,15 +14,12 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from launching import NOT_STARTED, SLEEPING
+from launching import NOT_STARTED
 
 ROOT = Path(__file__).resolve().parents[3]
 START = 150  # seconds for ranks to start, import frameworks and collect
 GRACE = 10  # seconds for the other ranks to end a test that has failed on one
 LOG = 20_000  # characters of a rank's output in a report
-# Milliseconds between looks of Horovod's engine, whose ranks agree at each look, also while no test votes. Its default,
-# 1, is what programs of their own have (tests/launch).
-CYCLE = "3"
 _NOT_INHERITED = ("PYTEST_", "OMPI_COMM", "PMI_", "PMIX_", "PRTE_")
 _NOT_THE_TEST = (
     "/_pytest/",
@@ -139,8 +136,7 @@ class Launch:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _start(self, mpirun, arguments) -> subprocess.Popen:
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith(_NOT_INHERITED)}
-        environment = {**SLEEPING, "HOROVOD_CYCLE_TIME": CYCLE, **inherited}
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(_NOT_INHERITED)}
         environment |= {
             "HOROVOD_SIGN_TEST_SOCKET": str(self._folder / "socket"),
             "HOROVOD_SIGN_TEST_FRAMEWORK": self.key.framework,
