@@ -35,7 +35,7 @@ def test_metrics_become_means():
     callback = hvs.callbacks.MetricAverageCallback()
     callback.on_epoch_end(0, logs)
     assert logs == {"loss": 1.0 + (SIZE - 1) / 2, "b": 4.0 * (SIZE - 1) / 2, "a": -1.0}
-    with pytest.raises(ValueError, match="the list of metrics is loss on ranks? 0.* and loss, mine on rank 1"):
+    with pytest.raises(ValueError, match=r"the list of metrics is loss on ranks? 0.* and loss, mine on rank 1"):
         callback.on_epoch_end(1, {"loss": 1.0, **({"mine": 1.0} if RANK == 1 else {})})
     callback.on_epoch_end(2, None)
 
