@@ -8,10 +8,13 @@ mpirun -np 4 python -m horovod_sign advise --parameters 25.6e6
 
 import argparse
 import sys
+import time
 
 from horovod_sign.advise import command as advise
 from horovod_sign.doctor import command as doctor
 from horovod_sign.launched import speaks
+
+_AHEAD = 2.0  # seconds that the rank that speaks has before another one ends: mpirun then ends all
 
 
 class _Parser(argparse.ArgumentParser):
@@ -20,6 +23,11 @@ class _Parser(argparse.ArgumentParser):
     def _print_message(self, message, file=None):
         if speaks():
             super()._print_message(message, file)
+
+    def exit(self, status=0, message=None):
+        if status and not speaks():
+            time.sleep(_AHEAD)
+        super().exit(status, message)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -125,7 +125,8 @@ def save(args, epoch, model, optimizer, scheduler):
 def resume(args, model, optimizer, scheduler) -> int:
     """Loads what rank 0 finds; the number of epochs that are done."""
     found = args.checkpoint and hvd.rank() == 0 and os.path.exists(args.checkpoint)
-    saved = hvd.broadcast_object(torch.load(args.checkpoint, map_location="cpu") if found else None, name="checkpoint")
+    checkpoint = torch.load(args.checkpoint, map_location="cpu", weights_only=True) if found else None
+    saved = hvd.broadcast_object(checkpoint, name="checkpoint")
     if saved is None:
         return 0
     model.load_state_dict(saved["model"])

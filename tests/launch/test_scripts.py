@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS = ["setup", "ruff check", "ruff format", "pytest"]
+STEPS = ["setup", "ruff check", "ruff format", "mypy", "pytest"]
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def checkout(tmp_path):
     for path, step in {
         "ci/setup.sh": "setup",
         ".venv/bin/ruff": '"ruff $1"',
-        ".venv/bin/python": "pytest",
+        ".venv/bin/python": "$2",  # of python -m
     }.items():
         tool = tmp_path / path
         tool.write_text(
