@@ -8,75 +8,31 @@ import nox
 nox.options.sessions = ["lint", "quick"]
 nox.options.default_venv_backend = "none"
 
-
-def script(session: nox.Session, *command: str):
-    """Runs a command of the checkout with the session's arguments."""
-    session.run(*command, *session.posargs, external=True)
-
-
-@nox.session
-def lint(session: nox.Session):
-    """Style, formatting and types: seconds."""
-    session.run(".venv/bin/ruff", "check", ".", external=True)
-    session.run(".venv/bin/ruff", "format", "--check", ".", external=True)
-    session.run(".venv/bin/python", "-m", "mypy", external=True)
-
-
-@nox.session
-def quick(session: nox.Session):
-    """What a change most often breaks: two minutes."""
-    script(session, "ci/test.sh", "--quick")
+SCRIPTS = {
+    "lint": ("ci/test.sh --lint", "Style, formatting and types: seconds."),
+    "quick": ("ci/test.sh --quick", "What a change most often breaks: two minutes."),
+    "test": ("ci/test.sh", "All tests, or those that are named: nox -s test -- tests/torch -k pieces --ranks 3."),
+    "demo": ("ci/demo.sh", "Trains on Fashion-MNIST by float32 and by votes."),
+    "docs": ("ci/docs.sh", "The documentation's site, in build/site: nox -s docs -- serve."),
+    "sanitize": (
+        "ci/sanitize.sh",
+        "The kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer.",
+    ),
+    "mutants": ("ci/mutants.sh", "Whether tests notice small mistakes: nox -s mutants -- torch/momenta."),
+    "mpich": ("ci/mpich.sh", "majority_vote under MPICH."),
+    "soak": ("ci/soak.sh", "A long training with random faults: nox -s soak -- 2000."),
+    "slow": ("ci/slow.sh", "All that takes too long for every change: before a release."),
+    "wheels": ("ci/packages.sh", "The source distribution and the wheel, into dist/: nox -s wheels -- --try."),
+}
 
 
-@nox.session
-def test(session: nox.Session):
-    """All tests, or those that are named: nox -s test -- tests/torch -k pieces --ranks 3."""
-    script(session, "ci/test.sh")
+def _session(name: str, command: str, about: str):
+    def run(session: nox.Session):
+        session.run(*command.split(), *session.posargs, external=True)
+
+    run.__doc__ = about
+    nox.session(name=name)(run)
 
 
-@nox.session
-def demo(session: nox.Session):
-    """Trains on Fashion-MNIST by float32 and by votes."""
-    script(session, "ci/demo.sh")
-
-
-@nox.session
-def docs(session: nox.Session):
-    """The documentation's site, in build/site: nox -s docs -- serve."""
-    script(session, "ci/docs.sh")
-
-
-@nox.session
-def sanitize(session: nox.Session):
-    """The kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer."""
-    script(session, "ci/sanitize.sh")
-
-
-@nox.session
-def mutants(session: nox.Session):
-    """Whether tests notice small mistakes: nox -s mutants -- torch/momenta."""
-    script(session, "ci/mutants.sh")
-
-
-@nox.session
-def mpich(session: nox.Session):
-    """majority_vote under MPICH."""
-    script(session, "ci/mpich.sh")
-
-
-@nox.session
-def soak(session: nox.Session):
-    """A long training with random faults: nox -s soak -- 2000."""
-    script(session, "ci/soak.sh")
-
-
-@nox.session
-def slow(session: nox.Session):
-    """All that takes too long for every change: before a release."""
-    script(session, "ci/slow.sh")
-
-
-@nox.session
-def wheels(session: nox.Session):
-    """The source distribution and the wheel, into dist/: nox -s wheels -- --try."""
-    script(session, "ci/packages.sh")
+for name, (command, about) in SCRIPTS.items():
+    _session(name, command, about)

@@ -16,7 +16,7 @@ set_up() {
     [ -x .venv/bin/python ] || { echo "mpich: there is no .venv yet: run ci/setup.sh" >&2; exit 1; }
     .venv/bin/python -m venv --clear "$environment"
     "$environment/bin/pip" install --disable-pip-version-check --quiet "${packages[@]}"
-    # The checkout itself, whose kernels ci/setup.sh has built for this same Python.
+    # The checkout itself, whose kernels ci/setup.sh has built.
     "$environment/bin/python" - "$PWD" <<<'import pathlib, sys, sysconfig
 pathlib.Path(sysconfig.get_path("purelib"), "horovod_sign.pth").write_text(sys.argv[1] + "\n")'
     printf '%s' "$wanted" >"$stamp"

@@ -120,7 +120,7 @@ unset PYTHONHOME
 : >"$log"
 
 once requirements ci/requirements.lock ci/requirements.txt -- install_requirements
-once horovod ci/requirements.lock ci/horovod_wheel.sh horovod_sign/building/horovod_cmake.py -- install_horovod
+once horovod ci/requirements.lock ci/requirements.txt ci/horovod_wheel.sh horovod_sign/building/horovod_cmake.py -- install_horovod
 once package setup.py pyproject.toml csrc/* -- install_package
 ci/fashion_mnist.sh
 stage "MPICH into .venv-mpich" ci/mpich.sh --setup || say "without MPICH, its tests will be skipped"

@@ -3,6 +3,7 @@
 #
 #   ci/test.sh                  everything, on two cores at once
 #   ci/test.sh --quick          what a change most often breaks: at most two minutes
+#   ci/test.sh --lint           style and types alone
 #   ci/test.sh ARGUMENTS        pytest's, for example: ci/test.sh tests/torch -k pieces --ranks 3 -x
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -10,6 +11,7 @@ ci/setup.sh
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/python -m mypy
+[ "${1:-}" != --lint ] || exit 0
 both_cores=(-n 3)  # more than cores, since ranks also wait: for each other, for time limits, for Gloo
 case "${1:-}" in
     "") everything=yes; set -- "${both_cores[@]}" --durations=20 ;;

@@ -14,7 +14,7 @@ from horovod_sign.advise import command as advise
 from horovod_sign.doctor import command as doctor
 from horovod_sign.launched import speaks
 
-_AHEAD = 2.0  # seconds that the rank that speaks has before another one ends: mpirun then ends all
+_AHEAD = 2.0  # seconds that the rank that speaks has before another one ends in failure: mpirun then ends all
 
 
 class _Parser(argparse.ArgumentParser):
@@ -23,11 +23,6 @@ class _Parser(argparse.ArgumentParser):
     def _print_message(self, message, file=None):
         if speaks():
             super()._print_message(message, file)
-
-    def exit(self, status=0, message=None):
-        if status and not speaks():
-            time.sleep(_AHEAD)
-        super().exit(status, message)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -50,5 +45,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _exit():
+    try:
+        status = main()
+    except SystemExit as ended:  # argparse's
+        status = ended.code
+    if status and not speaks():
+        time.sleep(_AHEAD)
+    sys.exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    _exit()

@@ -5,11 +5,6 @@ import re
 from horovod_sign.building import again_line
 
 OLDEST = {"torch": (2, 1), "tensorflow": (2, 16), "horovod": (0, 28)}
-_REMEDIES = {
-    "torch": "pip install 'torch>=2.1'",
-    "tensorflow": "pip install 'tensorflow>=2.16'",
-    "horovod": again_line(),
-}
 
 
 def refuse_older(ours: str, **versions: str) -> None:
@@ -24,4 +19,5 @@ def refuse_older(ours: str, **versions: str) -> None:
         numbers = tuple(int(number) for number in re.findall(r"\d+", version)[: len(oldest)])
         if len(numbers) == len(oldest) and numbers < oldest:
             needed = ".".join(map(str, oldest))
-            raise ImportError(f"{ours} needs {name} {needed} or newer, and {version} is installed: {_REMEDIES[name]}")
+            remedy = again_line() if name == "horovod" else f"pip install '{name}>={needed}'"
+            raise ImportError(f"{ours} needs {name} {needed} or newer, and {version} is installed: {remedy}")

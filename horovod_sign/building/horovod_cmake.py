@@ -13,7 +13,7 @@ built for here:
 - how a CUDA stream is had of TensorFlow's: by a function of its interface, since the one declared is exported no more;
 - a PyTorch built for CUDA, where no GPU operations are asked for: Horovod would want CUDA's toolkit for it.
 
-And it builds in a third of the time: without debugging information, by Ninja where that is installed, and what
+And it compiles less: without debugging information, by Ninja where that is installed, and what
 PyTorch's and TensorFlow's libraries have in common is compiled once. The libraries find those of the same Python
 environment (an Open MPI from PyPI) relative to themselves, so that a wheel works in another environment too.
 

@@ -1,9 +1,11 @@
 """Set-up and installation: what is wrong is said, and nothing else is silently taken instead."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,27 @@ def test_setup_makes_another_environment_for_another_python(tmp_path):
     stand_in(python, 'case "$*" in *python_version*) echo 3.12.1 ;; esac; [ "$1" != -m ]')
     status, output = run([tmp_path / "ci" / "setup.sh"], tmp_path, PYTHON=str(python))
     assert status != 0 and f"'{python} -m venv' failed" in output and not (tmp_path / ".venv" / "lib").exists(), output
+
+
+def test_setup_puts_in_horovod_again_when_its_pytorch_changes(tmp_path):
+    """And does nothing twice that is as it was."""
+    shutil.copytree(ROOT / "ci", tmp_path / "ci")
+    for name in ("csrc/one.cpp", "setup.py", "pyproject.toml", "horovod_sign/building/horovod_cmake.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for tool in (".venv/bin/python", ".venv/bin/pip", "ci/fashion_mnist.sh", "ci/mpich.sh"):
+        stand_in(tmp_path / tool, "exit 0")
+    stand_in(tmp_path / "ci" / "horovod_wheel.sh", "echo a.whl")
+
+    def put_in() -> bool:
+        status, output = run([tmp_path / "ci" / "setup.sh"], tmp_path)
+        assert status == 0, output
+        return "Horovod into .venv" in output
+
+    assert put_in() and not put_in()
+    requirements = tmp_path / "ci" / "requirements.txt"
+    requirements.write_text(re.sub(r"^torch==.*$", "torch==9.9.9", requirements.read_text(), flags=re.MULTILINE))
+    assert put_in() and not put_in()
 
 
 class Wheels:
@@ -107,8 +130,10 @@ def test_two_builds_of_one_wheel_and_one_that_is_interrupted(wheels):
 
     shutil.rmtree(wheels.cache)
     killed = subprocess.Popen(command, env=environment | {"SLOW": "60"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    end = time.monotonic() + 30
     while not list(wheels.cache.glob(".*.building-*/build.log")):
-        assert killed.poll() is None
+        assert killed.poll() is None and time.monotonic() < end
+        time.sleep(0.05)
     killed.kill()
     killed.wait()
     assert not list(wheels.cache.glob("horovod-*"))
@@ -217,6 +242,10 @@ def test_kernels_of_an_older_build_are_refused(tmp_path):
 
 
 def test_what_is_too_old_is_refused_in_one_sentence():
+    declared = dict(
+        re.findall(r'^(torch|tensorflow) = \["\1>=([\d.]+)"\]$', (ROOT / "pyproject.toml").read_text(), re.M)
+    )
+    assert declared == {name: "{}.{}".format(*supported.OLDEST[name]) for name in ("torch", "tensorflow")}
     supported.refuse_older("ours", torch="2.1.0+cpu", tensorflow="2.16.1", horovod="0.28.1")
     supported.refuse_older("ours", torch="1+git", horovod="unknown")
     for name, version in (("torch", "2.0.1"), ("tensorflow", "2.15.0"), ("horovod", "0.27.0")):

@@ -85,8 +85,9 @@ class Launch:
             for _ in range(2):
                 self._process = self._start([*mpirun, str(key.ranks)], options + files)
                 self._trouble = self._accept(server)
-                if NOT_STARTED not in self._notes():
+                if not self._trouble or NOT_STARTED not in self._notes():
                     break
+                self._end_processes()
 
     @property
     def alive(self) -> bool:
@@ -126,14 +127,17 @@ class Launch:
 
     def kill(self):
         """Ends the ranks at once."""
+        self._end_processes()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _end_processes(self):
         for pid in [*self._pids.values(), self._process.pid]:
             with contextlib.suppress(ProcessLookupError):
                 (os.killpg if pid == self._process.pid else os.kill)(pid, signal.SIGKILL)
         self._process.wait()
         for connection in self._sockets.values():
             connection.close()
-        self._sockets = {}
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._sockets, self._pids = {}, {}
 
     def _start(self, mpirun, arguments) -> subprocess.Popen:
         environment = {k: v for k, v in os.environ.items() if not k.startswith(_NOT_INHERITED)}
