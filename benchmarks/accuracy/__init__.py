@@ -1,6 +1,6 @@
 """Time to accuracy: how long a training takes to a test accuracy of 85 %, by each way to share gradients.
 
-python -m benchmarks accuracy curves                  accuracy by step, four workers in this process; tunes rates
+python -m benchmarks accuracy curves                  accuracy by step, all workers in this process; tunes rates
 mpirun -np 4 python -m benchmarks accuracy seconds    seconds by step, on these ranks (--rate says what links they have)
 mpirun -np 4 python -m benchmarks accuracy whole      whole trainings until the goal, at the tuned learning rates
 python -m benchmarks accuracy report                  both combined: tables, curves over seconds, where votes win
@@ -11,7 +11,7 @@ All in one folder (--out). sudo benchmarks/accuracy/run.sh does seconds, whole a
 import argparse
 from pathlib import Path
 
-from benchmarks.accuracy.task import HIDDEN
+from benchmarks.accuracy.task import HIDDEN, WORKERS
 
 OUT = Path(__file__).resolve().parents[2] / "build" / "accuracy"
 
@@ -23,6 +23,7 @@ def main(arguments=None):
     parser.add_argument("part", choices=PARTS, help="what to do")
     parser.add_argument("--out", type=Path, default=OUT, help=f"folder of results; default: {OUT}")
     parser.add_argument("--methods", nargs="+", help="some of them; default: all")
+    parser.add_argument("--workers", type=int, default=WORKERS, help="of curves, as many as ranks; default: 4")
     parser.add_argument("--seeds", type=int, default=3, help="of curves; default: 3")
     parser.add_argument("--rate", default="shared memory", help="what the links are shaped to, for the record")
     parser.add_argument("--rounds", type=int, default=5, help="of which medians are taken; default: 5")
@@ -33,18 +34,17 @@ def main(arguments=None):
     PARTS[(args := parser.parse_args(arguments)).part](args)
 
 
-def _task(args, **options):
+def _task(args, workers):
     from benchmarks.accuracy.task import Task
 
-    return Task(args.data_dir, args.hidden, args.steps, **options)
+    return Task(args.data_dir, args.hidden, args.steps, workers=workers)
 
 
 def _curves(args):
     from benchmarks.accuracy import curves, simulated
 
-    curves.measure(
-        args.out / "curves.jsonl", args.methods or list(simulated.METHODS), args.seeds, _task(args), args.every
-    )
+    task, methods = _task(args, args.workers), args.methods or list(simulated.METHODS)
+    curves.measure(args.out / "curves.jsonl", methods, args.seeds, task, args.every)
 
 
 def _seconds(args):
@@ -53,7 +53,7 @@ def _seconds(args):
     from benchmarks.accuracy import real, seconds
 
     hvd.init()
-    task = _task(args, workers=hvd.size())
+    task = _task(args, hvd.size())
     seconds.measure(args.out / "seconds.jsonl", args.rate, args.methods or list(real.METHODS), args.rounds, task)
 
 
@@ -63,20 +63,21 @@ def _whole(args):
     from benchmarks.accuracy import curves, real, records, seconds
 
     hvd.init()
-    lines, task, rates = records.read(args.out / "curves.jsonl"), _task(args, workers=hvd.size()), {}
+    lines, task, rates = records.read(args.out / "curves.jsonl"), _task(args, hvd.size()), {}
     for method in args.methods or real.METHODS:
-        found = curves.runs(lines, real.SIMULATED.get(method, method), task.steps, task.hidden)
+        found = curves.runs(lines, real.SIMULATED.get(method, method), task)
         if found := records.find(found, seed=0):
             rates[method] = curves.best(found)["lr"]
     if not rates:
-        raise SystemExit(f"no learning rates in {args.out}: run `python -m benchmarks accuracy curves` first")
+        command = f"python -m benchmarks accuracy curves --workers {task.workers}"
+        raise SystemExit(f"no learning rates of {task.workers} workers in {args.out}: run `{command}` first")
     seconds.whole(args.out / "whole.jsonl", args.rate, rates, 0, args.every, task)
 
 
 def _report(args):
     from benchmarks.accuracy import report
 
-    report.main(args.out, _task(args).steps, args.hidden)
+    report.main(args.out, _task(args, args.workers))
 
 
 PARTS = {"curves": _curves, "seconds": _seconds, "whole": _whole, "report": _report}

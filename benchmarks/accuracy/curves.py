@@ -7,7 +7,7 @@ import torch
 from progress import Progress
 
 from benchmarks.accuracy import records, simulated
-from benchmarks.accuracy.task import Task
+from benchmarks.accuracy.task import EARLIER, Task
 
 GOAL = 0.85
 FACTOR = 3  # from one learning rate of a grid to the next
@@ -68,23 +68,24 @@ def measure(out: Path, methods: list[str], seeds: int, task: Task, every: int = 
             _once(out, task, method, chosen["lr"], seed, every)
 
 
-def runs(lines: list[dict], method: str, steps: int, hidden: int) -> list[dict]:
-    """The lines of one method at one size."""
-    return records.find(lines, kind="curve", method=method, steps=steps, hidden=hidden)
+def runs(lines: list[dict], method: str, task: Task) -> list[dict]:
+    """The lines of one method on one task, by as many workers."""
+    lines = [{**EARLIER, **line} for line in lines]
+    return records.find(lines, kind="curve", method=method, steps=task.steps, workers=task.workers, **task.what())
 
 
 def _chosen(out, task, method, goal):
-    return best(records.find(runs(records.read(out), method, task.steps, task.hidden), seed=0), goal)
+    return best(records.find(runs(records.read(out), method, task), seed=0), goal)
 
 
 def _once(out: Path, task: Task, method: str, lr: float, seed: int, every: int):
-    if records.find(runs(records.read(out), method, task.steps, task.hidden), lr=lr, seed=seed):
+    if records.find(runs(records.read(out), method, task), lr=lr, seed=seed):
         return
     start = time.process_time()
     with Progress(label=f"{method}, rate {lr:g}, seed {seed}", total=task.steps) as progress:
         model, curve = simulated.train(task, method, lr, seed, every, progress.update)
-    run = {"kind": "curve", "method": method, "lr": lr, "seed": seed, "steps": task.steps, "hidden": task.hidden}
-    run |= {"final": task.accuracy(model, all_images=True), "curve": curve, "data": task.name}
+    run = {"kind": "curve", "method": method, "lr": lr, "seed": seed, "steps": task.steps, "workers": task.workers}
+    run |= {**task.what(), "final": task.accuracy(model, all_images=True), "curve": curve}
     records.append(out, {**run, "processor_seconds": round(time.process_time() - start, 1), **records.about()})
     reached = steps_to_goal(curve)
     print(

@@ -10,6 +10,7 @@ import numpy as np
 
 from benchmarks.accuracy import curves, records
 from benchmarks.accuracy.curves import GOAL
+from benchmarks.accuracy.task import EARLIER, Task
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -63,19 +64,25 @@ class Method(NamedTuple):
         return 1e-3 * (first * first_ms + (step - first) * self.steps[rate]["ms"])
 
 
-def collect(out: Path, steps: int, hidden: int) -> dict[str, Method]:
-    """All methods of which there is both."""
-    lines, timed = records.read(out / "curves.jsonl"), records.read(out / "seconds.jsonl")
+def collect(out: Path, task: Task) -> dict[str, Method]:
+    """All methods of which there is both, by as many workers as ranks."""
+    lines, timed = records.read(out / "curves.jsonl"), on_ranks(out / "seconds.jsonl", task)
     found = {}
     for name in NAMES:
-        runs = curves.runs(lines, CURVE_OF.get(name, name), steps, hidden)
+        runs = curves.runs(lines, CURVE_OF.get(name, name), task)
         tuning = records.find(runs, seed=0)
-        of_method = {line["rate"]: line for line in records.find(timed, method=name, hidden=hidden)}
+        of_method = {line["rate"]: line for line in records.find(timed, method=name)}
         if tuning and of_method:
             lr = curves.best(tuning)["lr"]
             grid = {line["lr"]: curves.steps_to_goal(line["curve"]) for line in sorted(tuning, key=lambda r: r["lr"])}
             found[name] = Method(lr, grid, records.find(runs, lr=lr), of_method)
     return found
+
+
+def on_ranks(path: Path, task: Task, **wanted) -> list[dict]:
+    """Lines that so many ranks have written about this task."""
+    lines = [{**EARLIER, **line} for line in records.read(path)]
+    return records.find(lines, ranks=task.workers, **task.what(), **wanted)
 
 
 def to_goal(methods: dict[str, Method], name: str, rate: str, goal: float = GOAL) -> list[float]:
@@ -142,10 +149,10 @@ def _spread(seconds: list[float]) -> str:
     return f"{middle:.1f} ({first:.1f} to {'not reached' if math.isinf(last) else f'{last:.1f}'})"
 
 
-def whole_table(out: Path, methods: dict[str, Method]) -> str:
+def whole_table(trainings: list[dict], methods: dict[str, Method]) -> str:
     """Whole trainings beside what was combined."""
     rows = [["method", "link", f"whole training, seconds to {GOAL:.0%}", "combined, the same seed", "ratio"]]
-    for line in records.read(out / "whole.jsonl"):
+    for line in trainings:
         name, rate = line["method"], line["rate"]
         if name not in methods or rate not in methods[name].steps or line["curve"][-1][2] < GOAL:
             continue
@@ -242,12 +249,12 @@ def _seconds(took: float) -> str:
     return f"{took:.3g} s" if math.isfinite(took) else "not reached"
 
 
-def origin(out: Path, methods: dict[str, Method]) -> str:
+def origin(trainings: list[dict], methods: dict[str, Method]) -> str:
     """When, where and by which code the lines that were used were measured."""
     used = {
         "Accuracy by step": [run for method in methods.values() for run in method.runs],
         "Seconds by step": [line for method in methods.values() for line in method.steps.values()],
-        "Whole trainings": records.read(out / "whole.jsonl"),
+        "Whole trainings": trainings,
     }
     lines = []
     for what, of in used.items():
@@ -264,10 +271,10 @@ def origin(out: Path, methods: dict[str, Method]) -> str:
 BUSY = ": **a busy machine, whose seconds are too many**"
 TEXT = """# Time to accuracy
 
-Written by `python -m benchmarks accuracy report`; the figures are in the files beside it. A network of 5.8 million
-parameters (784-2048-2048-10) learns Fashion-MNIST in one pass, {steps} steps of 4 times 64 images, the learning rate
-falling linearly to 0; goal: {goal:.0%} of the first 2,500 test images. Four hosts that share the cores of one machine,
-each link shaped to a rate. Compare with float16 first: it is what people run.
+Written by `python -m benchmarks accuracy report`; the figures are in the files beside it. A network of {parameters:,}
+parameters (two hidden layers of {hidden:,}) learns {data} in {passes}, {steps} steps of {workers} times {batch}
+images, the learning rate falling linearly to 0; goal: {goal:.0%} of the first {tested:,} test images. {where}.
+Compare with float16 first: it is what people run.
 
 {verdict}
 
@@ -290,18 +297,30 @@ The best learning rate of each grid (bold) reaches the goal in the fewest steps 
 """
 
 
-def main(out: Path, steps: int, hidden: int):
-    methods = collect(out, steps, hidden)
+def _where(task: Task, methods: dict[str, Method]) -> str:
+    if rates_of(methods) == ["shared memory"]:
+        return f"{task.workers} processes of one machine"
+    return f"{task.workers} hosts that share the cores of one machine, each link shaped to a rate"
+
+
+def main(out: Path, task: Task):
+    methods = collect(out, task)
     if BASE not in methods:
-        raise SystemExit(f"{out} lacks curves or seconds of {BASE}: run `curves` and `seconds` first")
+        raise SystemExit(
+            f"{out} lacks curves of {task.workers} workers, or seconds of as many ranks, of {BASE} on {task.name}: "
+            "run `curves` and `seconds` first"
+        )
     draw_curves(methods, out / "time-to-accuracy.png")
     draw_map(methods, out / "where-votes-win.png")
-    whole = whole_table(out, methods)
+    trainings = on_ranks(out / "whole.jsonl", task, steps=task.steps)
+    whole = whole_table(trainings, methods)
     parts = {"verdict": verdict(methods), "times": time_table(methods), "curves": curve_table(methods)}
     parts |= {
         "whole": whole and f"Whole trainings, beside what was combined:\n\n{whole}",
-        "origin": origin(out, methods),
+        "origin": origin(trainings, methods),
+        "where": _where(task, methods),
     }
-    text = TEXT.format(steps=steps, goal=GOAL, **parts)
+    parts |= {**task.what(), "workers": task.workers, "steps": task.steps, "passes": task.passes()}
+    text = TEXT.format(goal=GOAL, tested=task.tested, **parts)
     (out / "README.md").write_text(text)
     print(text, out / "README.md", sep="\n")

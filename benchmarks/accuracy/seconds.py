@@ -33,7 +33,7 @@ def measure(out: Path, rate: str, methods: list[str], rounds: int, task: Task):
     if MPI.COMM_WORLD.rank == 0:
         about = records.about()
         for method, found in results.items():
-            line = record({"kind": "seconds", "rate": rate, "hidden": task.hidden, "batch": task.batch}, method, found)
+            line = record({"kind": "seconds", "rate": rate, **task.what()}, method, found)
             records.append(out, {**line, **about})
             print(f"{rate:>8}  {method:16}{line['ms']:9.1f} ms a step  {line['bytes'] / 1e6:8.3f} MB sent", flush=True)
 
@@ -87,6 +87,6 @@ def whole(out: Path, rate: str, rates: dict[str, float], seed: int, every: int, 
             progress.close()
             if comm.rank == 0:
                 line = {"kind": "whole", "rate": rate, "method": method, "lr": lr, "seed": seed, "curve": curve}
-                line |= {"steps": task.steps, "hidden": task.hidden, "ranks": comm.size}
+                line |= {"steps": task.steps, "ranks": comm.size, **task.what()}
                 records.append(out, {**line, **records.about()})
                 print(f"{rate:>8}  {method:16} {100 * curve[-1][2]:.1f} % after {seconds:.1f} s", flush=True)

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 
 WORKERS, BATCH, HIDDEN = 4, 64, 2048
 MOMENTUM = 0.9  # of SGD and of Signum
+# What lines mean that were written before they said so.
+EARLIER = {"data": "Fashion-MNIST", "parameters": 5_824_522, "workers": WORKERS, "batch": BATCH}
 
 
 class Task:
@@ -36,6 +38,16 @@ class Task:
         self._pass = len(self._train_x) // (batch * workers)
         self.steps = steps or self._pass
         self._some = slice(0, test_images)
+        self.tested = len(self._test_y[self._some])
+
+    def what(self) -> dict:
+        """What a line says of it, so that only what belongs together is combined."""
+        parameters = sum(p.numel() for p in self.model(0).parameters())
+        return {"data": self.name, "hidden": self.hidden, "parameters": parameters, "batch": self.batch}
+
+    def passes(self) -> str:
+        """In words."""
+        return "one pass" if self.steps == self._pass else f"{self.steps / self._pass:.2g} passes"
 
     def model(self, seed: int) -> torch.nn.Module:
         """The network, with initial weights that hang on the seed alone."""

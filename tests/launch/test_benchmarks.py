@@ -34,6 +34,9 @@ def test_those_of_ranks_and_the_pictures_of_their_results(tmp_path):
     report = (tmp_path / "README.md").read_text()
     assert "votes win against float16" in report or "votes lose against float16" in report, report
     assert "| Signum |" in report and "| DDP, PowerSGD rank 1 |" in report and "Whole trainings" in report, report
+    assert "A network of 26,506\nparameters" in report and "learns scikit-learn's digits" in report, report
+    assert "steps of 2 times 64 images" in report and "2 processes of one machine" in report, report
+    assert "1,000,000" not in report and "**123**" not in report, report  # seconds and curves of other ranks
     curves = [json.loads(line) for line in (tmp_path / "curves.jsonl").read_text().splitlines()]
     assert {"date", "commit", "machine"} <= curves[0].keys() and {run["seed"] for run in curves} == {0, 1}
     for name in ("time-to-accuracy.png", "where-votes-win.png"):
