@@ -47,14 +47,14 @@ class Method(NamedTuple):
     """One method's runs at its best learning rate, and its steps on each kind of link.
 
     Attributes:
-        lr: the best of `grid`.
-        grid: learning rates that were tried with seed 0, with the steps each took to the goal (None: not reached).
-        runs: a line for each seed.
+        lr: the best that was tried.
+        tuning: a line for each learning rate that was tried with seed 0, in ascending order.
+        runs: a line for each seed at the best.
         steps: a line of seconds.jsonl for each rate, the latest.
     """
 
     lr: float
-    grid: dict[float, float | None]
+    tuning: list[dict]
     runs: list[dict]
     steps: dict[str, dict]
 
@@ -70,12 +70,11 @@ def collect(out: Path, task: Task) -> dict[str, Method]:
     found = {}
     for name in NAMES:
         runs = curves.runs(lines, CURVE_OF.get(name, name), task)
-        tuning = records.find(runs, seed=0)
+        tuning = sorted(records.find(runs, seed=0), key=lambda line: line["lr"])
         of_method = {line["rate"]: line for line in records.find(timed, method=name)}
         if tuning and of_method:
             lr = curves.best(tuning)["lr"]
-            grid = {line["lr"]: curves.steps_to_goal(line["curve"]) for line in sorted(tuning, key=lambda r: r["lr"])}
-            found[name] = Method(lr, grid, records.find(runs, lr=lr), of_method)
+            found[name] = Method(lr, tuning, records.find(runs, lr=lr), of_method)
     return found
 
 
@@ -108,7 +107,8 @@ def curve_table(methods: dict[str, Method]) -> str:
     for name, method in methods.items():
         reached = [curves.steps_to_goal(run["curve"]) for run in method.runs]
         final = [100 * run["final"] for run in method.runs]
-        tried = ", ".join(f"**{lr:g}**" if lr == method.lr else f"{lr:g}" for lr in method.grid)
+        rates = [line["lr"] for line in method.tuning]
+        tried = ", ".join(f"**{lr:g}**" if lr == method.lr else f"{lr:g}" for lr in rates)
         steps = ", ".join(f"{each:.0f}" if each else "not reached" for each in reached)
         rows.append([NAMES[name], tried, steps, _mean(final)])
     return _markdown(rows)
@@ -252,7 +252,7 @@ def _seconds(took: float) -> str:
 def origin(trainings: list[dict], methods: dict[str, Method]) -> str:
     """When, where and by which code the lines that were used were measured."""
     used = {
-        "Accuracy by step": [run for method in methods.values() for run in method.runs],
+        "Accuracy by step": [run for method in methods.values() for run in method.runs + method.tuning],
         "Seconds by step": [line for method in methods.values() for line in method.steps.values()],
         "Whole trainings": trainings,
     }

@@ -202,7 +202,12 @@ seeds; the learning rate (bold) is the best of a grid on one rank with the first
 
 def report(args, found):
     """The page beside the picture."""
-    lines = [line for of in found.values() for line in of]
+    lines = [  # all that the table is of
+        line
+        for framework in ("torch", "keras")
+        for optimizer in args.optimizers
+        for line in finished(args, framework=framework, optimizer=optimizer)
+    ]
     dates = sorted(line["date"] for line in lines)
     origin = {"data": lines[0]["data"], "machine": lines[0]["machine"], "dates": (dates[0], dates[-1])}
     origin["commits"] = ", ".join(sorted({line["commit"] for line in lines}))
