@@ -261,9 +261,11 @@ def origin(trainings: list[dict], methods: dict[str, Method]) -> str:
         if of:
             dates, loads = sorted(line["date"] for line in of), [line["load"] for line in of]
             commits = ", ".join(sorted({line["commit"] for line in of}))
+            rounds = {line["rounds"] for line in of if "rounds" in line}
+            many = f", medians of {' or '.join(map(str, sorted(rounds)))} rounds" if rounds else ""
             lines.append(
-                f"- {what}: {dates[0]} to {dates[-1]}, commit {commits}, {of[0]['machine']}, load {min(loads):g} to "
-                f"{max(loads):g}{BUSY if what != 'Accuracy by step' and max(loads) > 6 else ''}"
+                f"- {what}{many}: {dates[0]} to {dates[-1]}, commit {commits}, {of[0]['machine']}, load {min(loads):g} "
+                f"to {max(loads):g}{BUSY if what != 'Accuracy by step' and max(loads) > 6 else ''}"
             )
     return "\n".join(lines)
 

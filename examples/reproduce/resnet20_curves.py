@@ -196,7 +196,7 @@ seeds; the learning rate (bold) is the best of a grid on one rank with the first
 
 {table}
 
-{dates[0]} to {dates[1]}, commit {commits}, {machine}.
+{dates[0]} to {dates[1]}, commit {commits}, {machine}, load {loads[0]:g} to {loads[1]:g}.
 """
 
 
@@ -208,8 +208,9 @@ def report(args, found):
         for optimizer in args.optimizers
         for line in finished(args, framework=framework, optimizer=optimizer)
     ]
-    dates = sorted(line["date"] for line in lines)
-    origin = {"data": lines[0]["data"], "machine": lines[0]["machine"], "dates": (dates[0], dates[-1])}
+    dates, loads = (sorted(line[key] for line in lines) for key in ("date", "load"))
+    origin = {"data": lines[0]["data"], "machine": lines[0]["machine"]}
+    origin |= {"dates": (dates[0], dates[-1]), "loads": (loads[0], loads[-1])}
     origin["commits"] = ", ".join(sorted({line["commit"] for line in lines}))
     steps = args.images // args.batch_size
     text = TEXT.format(**vars(args) | origin | {"steps": steps, "table": table(args, found)})

@@ -76,10 +76,10 @@ def test_resnet20_has_the_parameters_of_the_paper_and_its_curves_are_drawn(resne
     args = resnet20_curves.parse_arguments(few)
     size = {name: getattr(args, name) for name in resnet20_curves.SIZE}
     tuned = [
-        {"optimizer": "signum", "seed": 0, "ranks": 1, "lr": lr, "accuracy": [0.2, accuracy]}
+        {"optimizer": "signum", "seed": 0, "ranks": 1, "lr": lr, "accuracy": [0.2, accuracy], "commit": f"of {lr:g}"}
         for lr, accuracy in ((3e-4, 0.3), (1e-3, 0.4))
     ]
-    rest = {**size, "framework": "torch", "bytes": [0, 0], "data": "digits", "date": "", "commit": "", "machine": ""}
+    rest = {**size, "framework": "torch", "bytes": [0, 0], "data": "digits", "date": "", "machine": "", "load": 0.5}
     trainings = tmp_path / "trainings.jsonl"
     trainings.write_text("".join(json.dumps({**line, **rest}) + "\n" for line in tuned))  # as if on one rank
     resnet20_curves.main(few)
@@ -90,4 +90,5 @@ def test_resnet20_has_the_parameters_of_the_paper_and_its_curves_are_drawn(resne
         )
         resnet20_curves.main([*few, "--draw"])
         assert "**0.001** (40.0)" in capsys.readouterr().out and "**0.001**" in (tmp_path / "README.md").read_text()
+        assert "of 0.0003" in (tmp_path / "README.md").read_text()  # though only the grid has it
         assert (tmp_path / "resnet20.png").read_bytes().startswith(b"\x89PNG")
