@@ -42,7 +42,12 @@ def test_resnet20_goes_on_after_an_interruption(monkeypatch, tmp_path, capfd):
 
     few = ["--batch-size", "16", "--width", "4", "--blocks", "1", "--milestones", "7"]
     few += ["--cifar", str(write_cifar10(tmp_path)), "--checkpoint", MPI.COMM_WORLD.bcast(str(tmp_path / "last.keras"))]
-    resnet20_keras.main([*few, "--epochs", "1"])
+    first = resnet20_keras.main([*few, "--epochs", "1"])
+    found = resnet20_keras.resume(resnet20_keras.parse_arguments(None, few))
+    for variables in (lambda model: model.variables, lambda model: model.optimizer.variables):
+        assert len(variables(found)) == len(variables(first))
+        for a, b in zip(variables(found), variables(first), strict=True):
+            np.testing.assert_array_equal(a, b, err_msg=b.path)
     net = resnet20_keras.main([*few, "--epochs", "2"])
     printed = capfd.readouterr().out
     assert ("from epoch 1 on" in printed and printed.count("test accuracy") == 2) == (RANK == 0), printed
