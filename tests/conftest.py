@@ -1,9 +1,11 @@
-"""Starts ranks for tests that need them: see `launches`, in tests/support, and tests/README.md."""
+"""Starts ranks for tests that need them: see `launches`, in tests/support, and tests/README.md. Shared fixtures."""
 
 import contextlib
+import importlib
 import os
 import shlex
 import sys
+from pathlib import Path
 
 import pytest
 from launches.garbage import import_without_collections
@@ -88,3 +90,27 @@ def comm():
     from mpi4py import MPI
 
     return MPI.COMM_WORLD
+
+
+@pytest.fixture
+def shared_folder(comm, tmp_path, monkeypatch):
+    """The current folder: an empty one, the same for all ranks."""
+    monkeypatch.chdir(comm.bcast(str(tmp_path)))
+    yield
+    comm.Barrier()
+
+
+@pytest.fixture
+def example(monkeypatch):
+    """Imports a script of examples/, such as "reproduce/images", as if it was started: its folder comes first."""
+    torch = sys.modules.get("torch")
+    threads = torch and torch.get_num_threads()
+
+    def load(name: str):
+        path = Path(__file__).resolve().parents[1] / "examples" / name
+        monkeypatch.syspath_prepend(str(path.parent))
+        return importlib.import_module(path.name)
+
+    yield load
+    if torch:  # scripts take one thread
+        torch.set_num_threads(threads)

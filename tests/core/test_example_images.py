@@ -1,17 +1,13 @@
 """The examples' CIFAR-10: its binary files, and images that are moved and mirrored."""
 
-import importlib
-from pathlib import Path
-
 import numpy as np
 import pytest
 from cifar10 import write_cifar10
 
 
 @pytest.fixture
-def images(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "examples" / "reproduce"))
-    return importlib.import_module("images")
+def images(example):
+    return example("reproduce/images")
 
 
 def test_records_are_a_class_and_three_planes(images, tmp_path):

@@ -1,20 +1,14 @@
 """The fast form of each result of examples/reproduce: measured as derived. NumPy alone; see also tests/torch."""
 
-import importlib
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-FOLDER = Path(__file__).resolve().parents[2] / "examples" / "reproduce"
-
 
 @pytest.fixture
-def script(monkeypatch):
+def script(example):
     """Imports one of the scripts."""
     pytest.importorskip("matplotlib")
-    monkeypatch.syspath_prepend(str(FOLDER))
-    return importlib.import_module
+    return lambda name: example(f"reproduce/{name}")
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,7 @@ import pytest
 import tensorflow as tf
 
 RANKS = (2,)  # enough to vote
-
-
-@pytest.fixture(autouse=True)
-def folder(comm, tmp_path, monkeypatch):
-    """Where pages write files: the same for all ranks."""
-    monkeypatch.chdir(comm.bcast(str(tmp_path)))
-    yield
-    comm.Barrier()
+pytestmark = pytest.mark.usefixtures("shared_folder")  # pages write files
 
 
 @pytest.mark.parametrize("page", ["keras.md", "tensorflow.md"])

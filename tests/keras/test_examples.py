@@ -1,7 +1,5 @@
 """The sparse autoencoder and the ResNet-20 among the examples, in some steps on few images."""
 
-from pathlib import Path
-
 import keras_tasks as tasks
 import numpy as np
 import pytest
@@ -14,20 +12,13 @@ RANKS = (2,)  # enough for momenta that differ
 FEW = ["--images", "60", "--features", "32", "--k", "4", "--batch-size", "16", "--log-interval", "2", "--epochs", "2"]
 
 
-@pytest.fixture
-def example(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "examples" / "tensorflow2"))
-    import tensorflow2_keras_sparse_autoencoder
-
-    return tensorflow2_keras_sparse_autoencoder
-
-
 @pytest.mark.parametrize("optimizer", ["signum", "adam", "float32-adam"])
 def test_replicas_are_identical_and_go_on_from_a_checkpoint(example, optimizer, tmp_path, capfd):
     arguments = [*FEW, "--optimizer", optimizer]
     checkpoint = MPI.COMM_WORLD.bcast(str(tmp_path / "{epoch}.keras"))
-    net = example.main([*arguments, "--checkpoint", checkpoint])
-    again = example.main([*arguments, "--resume", checkpoint.format(epoch=1)])
+    main = example("tensorflow2/tensorflow2_keras_sparse_autoencoder").main
+    net = main([*arguments, "--checkpoint", checkpoint])
+    again = main([*arguments, "--resume", checkpoint.format(epoch=1)])
     printed = capfd.readouterr().out
     assert (printed.count("variance unexplained") == 3) == (RANK == 0), printed
     for each in (net, again):
@@ -36,10 +27,8 @@ def test_replicas_are_identical_and_go_on_from_a_checkpoint(example, optimizer, 
         np.testing.assert_allclose(np.linalg.norm(each.decoder, axis=1), 1, rtol=1e-3)
 
 
-def test_resnet20_goes_on_after_an_interruption(monkeypatch, tmp_path, capfd):
-    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "examples" / "reproduce"))
-    import resnet20_keras
-
+def test_resnet20_goes_on_after_an_interruption(example, tmp_path, capfd):
+    resnet20_keras = example("reproduce/resnet20_keras")
     few = ["--batch-size", "16", "--width", "4", "--blocks", "1", "--milestones", "7"]
     few += ["--cifar", str(write_cifar10(tmp_path)), "--checkpoint", MPI.COMM_WORLD.bcast(str(tmp_path / "last.keras"))]
     first = resnet20_keras.main([*few, "--epochs", "1"])
@@ -57,9 +46,6 @@ def test_resnet20_goes_on_after_an_interruption(monkeypatch, tmp_path, capfd):
     assert not np.array_equal(*momenta)
 
 
-def test_resnet20_has_the_parameters_of_the_paper(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "examples" / "reproduce"))
-    import resnet20_keras
-
-    variables = resnet20_keras.make_model((32, 32, 3), 16, 3).trainable_variables
+def test_resnet20_has_the_parameters_of_the_paper(example):
+    variables = example("reproduce/resnet20_keras").make_model((32, 32, 3), 16, 3).trainable_variables
     assert sum(int(np.prod(v.shape)) for v in variables) == 269_722

@@ -13,14 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 import horovod_sign.torch as hvs
 
 RANKS = (2,)  # enough to vote
-
-
-@pytest.fixture(autouse=True)
-def folder(comm, tmp_path, monkeypatch):
-    """Where pages write files: the same for all ranks."""
-    monkeypatch.chdir(comm.bcast(str(tmp_path)))
-    yield
-    comm.Barrier()
+pytestmark = pytest.mark.usefixtures("shared_folder")  # pages write files
 
 
 @pytest.fixture

@@ -1,23 +1,14 @@
 """The fast form of those results of examples/reproduce that need PyTorch, and hostile ranks; see also tests/core."""
 
-import importlib
-from pathlib import Path
-
 import pytest
-import torch
 from ranks import RANK
-
-FOLDER = Path(__file__).resolve().parents[2] / "examples" / "reproduce"
 
 
 @pytest.fixture
-def script(monkeypatch):
+def script(example):
     """Imports one of the scripts."""
     pytest.importorskip("matplotlib")
-    monkeypatch.syspath_prepend(str(FOLDER))
-    threads = torch.get_num_threads()
-    yield importlib.import_module
-    torch.set_num_threads(threads)
+    return lambda name: example(f"reproduce/{name}")
 
 
 def test_counterexamples_are_as_derived(script, tmp_path):

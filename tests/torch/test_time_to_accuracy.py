@@ -14,20 +14,15 @@ STEPS = 5  # PowerSGD compresses from the third on
 
 
 @pytest.fixture
-def benchmark(monkeypatch):
-    root = Path(__file__).resolve().parents[2]
-    for folder in (root, root / "examples"):
-        monkeypatch.syspath_prepend(str(folder))
-    import data
-
+def benchmark(monkeypatch, example):
+    data = example("data")
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2]))
     from benchmarks.accuracy import real, simulated, task
 
     digits = data._digits()
     monkeypatch.setattr(data, "load", lambda *_: digits)
-    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield real, simulated, task.Task(hidden=32, steps=STEPS, batch=16, workers=SIZE)
-    torch.set_num_threads(threads)
+    return real, simulated, task.Task(hidden=32, steps=STEPS, batch=16, workers=SIZE)
 
 
 def test_simulated_workers_take_the_steps_of_real_ranks(benchmark):
