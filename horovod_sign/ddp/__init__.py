@@ -9,10 +9,14 @@ Each rank sends one bit a coordinate, and `backward` leaves the majority vote, -
 optimizer: torch.optim.SGD(lr=0.001) then is signSGD or Signum by majority vote, and weight_decay is decoupled.
 """
 
+from horovod_sign.supported import refuse_older
+
 try:
     import torch
 except ImportError as error:
     raise ImportError(f"horovod_sign.ddp needs PyTorch ({error}): pip install torch") from error
+else:
+    refuse_older("horovod_sign.ddp", torch=torch.__version__)
 
 if not torch.distributed.is_available():
     raise ImportError("horovod_sign.ddp needs a PyTorch with torch.distributed, which this one was built without")

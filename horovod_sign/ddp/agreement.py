@@ -1,11 +1,11 @@
 """Do all ranks of a process group want the same? Asked before anything is voted on."""
 
-import numpy as np
 import torch.distributed as dist
 
 from horovod_sign.carriers.process_group import ProcessGroupCollectives
-from horovod_sign.voting.agreement import disagreement, encode_record
-from horovod_sign.voting.collectives import Allgather
+from horovod_sign.voting import handshake
+from horovod_sign.voting.collectives import Vote
+from horovod_sign.voting.handshake import Item
 
 
 def group_of(process_group: dist.ProcessGroup | None) -> dist.ProcessGroup:
@@ -27,12 +27,11 @@ def group_of(process_group: dist.ProcessGroup | None) -> dist.ProcessGroup:
     return group
 
 
-def agree(line: str, error: Exception | None, group: dist.ProcessGroup):
-    """Raises the same error on all ranks unless all bring the same line and none has an error. A collective."""
+def agree(items: list[Item], error: Exception | None, group: dist.ProcessGroup):
+    """Raises the same error on all ranks unless all bring the same items and none has an error. A collective."""
     collectives = ProcessGroupCollectives(group)
-    records = collectives.start(Allgather(np.array(encode_record(line, error))), "agree")
-    found = disagreement("ddp.VoteState", records.reshape(collectives.size, -1))
-    if error is not None:
-        raise error
-    if found is not None:
-        raise found
+    asked = handshake.agree("ddp.VoteState", items, error, collectives.size)
+    try:
+        Vote(asked, collectives, "agree").wait()
+    except (TypeError, ValueError) as found:
+        raise (error or found) from None

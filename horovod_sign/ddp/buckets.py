@@ -4,6 +4,7 @@ import torch
 import torch.distributed as dist
 
 from horovod_sign.rules import Rule
+from horovod_sign.statistics import nan_report
 from horovod_sign.tensors.buckets import Bucket
 from horovod_sign.tensors.planes import check_votable
 from horovod_sign.voting.messages import Planes
@@ -49,14 +50,17 @@ class GradientBucket:
         pairs = zip(self.parameters, self._views, strict=True)
         return [p for p, view in pairs if p.grad is not None and p.grad.data_ptr() != view.data_ptr()][:1]
 
-    def launch(self, abstain: bool, silent: bool):
-        """Packs the gradients as they are now. A parameter that backward has not reached abstains; if `silent`, all."""
+    def launch(self, abstain: bool, silent: bool) -> Exception | None:
+        """Packs the gradients as they are now. A parameter that backward has not reached abstains; if `silent`, all.
+
+        Returns:
+            Why others abstain too, if they could not be read.
+        """
         for stand_in, view, p in zip(self._stand_ins, self._views, self.parameters, strict=True):
             stand_in.grad = None if silent or p.grad is None else view
         self._votes.launch(abstain or silent)
         error, self._votes.error = self._votes.error, None
-        if error is not None:
-            raise error
+        return error
 
     def collect(self) -> Planes:
         """This rank's ballot."""
@@ -73,15 +77,13 @@ class GradientBucket:
         votes = self._votes
         return votes.ballot, decided, votes.coordinates, votes.zeros + votes.nans, votes.nans
 
-    @property
-    def nans(self) -> int:
-        """How many coordinates of the ballot abstained because of NaN."""
-        return self._votes.nans
-
-    def with_nan(self) -> str:
-        """Which of its gradients have NaN, before votes are written."""
-        found = [(tuple(view.shape), int(view.isnan().sum())) for view in self._views]
-        return ", ".join(f"{nans} coordinates of a parameter of shape {shape}" for shape, nans in found if nans)
+    def nan_report(self, voter: str) -> str | None:
+        """What to tell the user of the first gradient with NaN, before votes are written; None: there is none."""
+        for view in self._views if self._votes.nans else ():
+            nans = int(view.isnan().sum())
+            if nans:
+                return nan_report(voter, f"of shape {tuple(view.shape)}", nans, view.numel())
+        return None
 
 
 class _Voter:

@@ -12,9 +12,8 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from horovod_sign.carriers.process_group import device_of
-from horovod_sign.momenta import of_rank
-
-ALL_RANKS = "horovod_sign_momenta"
+from horovod_sign.momenta import ALL_RANKS, of_rank
+from horovod_sign.tensors.ballots import state_of
 
 
 def own(state, model: torch.nn.Module) -> dict:
@@ -27,8 +26,10 @@ def gathered(state, model: torch.nn.Module, root_rank: int) -> dict | None:
     group, rank, size = state.process_group, state.courier.collectives.rank, state.courier.collectives.size
     kept, momenta = own(state, model), {}
     for name, p in _named(model).items():
-        for key in sorted(key for key, value in kept["states"].get(name, {}).items() if torch.is_tensor(value)):
-            mine = kept["states"][name].pop(key).detach().to(device_of(group)).contiguous()
+        # What all ranks know alike: a rank that has not used a parameter yet has no states of it, but takes part.
+        for key in state.rule.states if p in state.states else ():
+            mine = state_of(p, kept["states"][name], key).detach().to(device_of(group)).contiguous()
+            del kept["states"][name][key]
             every = torch.empty((size, *p.shape), dtype=mine.dtype, device=mine.device)
             dist.all_gather(list(every), mine, group=group)
             if rank == root_rank:

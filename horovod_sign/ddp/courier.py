@@ -49,10 +49,8 @@ class Courier:
 
 def _another(group: dist.ProcessGroup) -> dist.ProcessGroup:
     """Another group of the same ranks and backend; the same where a rank is alone."""
-    ranks, alike = (
-        dist.get_process_group_ranks(group),
-        {"backend": dist.get_backend_config(group), "group_desc": "votes"},
-    )
+    ranks = dist.get_process_group_ranks(group)
+    alike = {"backend": dist.get_backend_config(group)}
     if len(ranks) == 1:
         return group
     if len(ranks) == dist.get_world_size():

@@ -34,13 +34,14 @@ class _BallotOnItsWay:
     def __init__(self, state: VoteState, voted: GradientBucket, index: int, is_last: bool):
         self._state, self._voted, self._index, self._is_last = state, voted, index, is_last
         self._decided: Planes | None = None
-        self._failure: Exception | None = None
         # In Join a rank without data takes part in the votes of the others, outside of any backward pass.
         joined = not _in_backward()
         if not joined:
             state.look_for_leftovers(voted, is_last)
-        self._notices = Notices(not joined and state.scale.overflows(voted.buffer))
-        self._voted.launch(state.abstain, joined)
+        self._loss_scale = state.scale.of_losses()
+        self._notices = Notices(not joined and state.scale.overflows(voted.buffer, self._loss_scale))
+        # What cannot be voted on abstains, and is told by `finish`: the other ranks wait for this vote.
+        self._failure: Exception | None = voted.launch(state.abstain, joined)
 
     def vote(self):
         """Carries the ballot to the others, and their decision here. Runs on the thread of the courier."""
@@ -51,11 +52,10 @@ class _BallotOnItsWay:
             running = protocol(ballot, collectives.rank, collectives.size, not state.abstain, self._notices)
             vote = Vote(running, collectives, f"bucket.{self._index}")
             self._decided = vote.wait()
-            if voted.nans:
-                state.report_nan(voted)
+            state.report_nan(voted)
             state.count(voted.counted(self._decided), vote.bytes_sent, self._index, self._is_last)
         except Exception as error:  # of a network, for example: `finish` raises it, in backward
-            self._failure = error
+            self._failure = self._failure or error
 
     def finish(self, _) -> torch.Tensor:
         """The votes in the buffer, once they are decided."""
@@ -63,7 +63,7 @@ class _BallotOnItsWay:
             raise RuntimeError(f"the vote on gradient bucket {self._index} failed: {self._failure}") from self._failure
         with torch.no_grad():
             self._voted.write(self._decided)
-            self._state.scale.take_in(self._voted.buffer, self._notices.found)
+            self._state.scale.take_in(self._voted.buffer, self._notices.found, self._loss_scale)
         return self._voted.buffer
 
 

@@ -35,26 +35,36 @@ class Scale:
         """Whether losses are scaled."""
         return self._scaler is not None and self._scaler.is_enabled()
 
-    def overflows(self, buffer: torch.Tensor) -> bool:
-        """Whether scaled gradients are infinite or NaN; unscales them."""
+    def of_losses(self) -> float:
+        """The scale of this pass, 1 without a scaler. On a device this waits.
+
+        Raises:
+            ValueError: it is not a power of two.
+        """
         if not self.used:
-            return False
+            return 1.0
         scale = self._scaler.get_scale()
         if math.frexp(scale)[0] != 0.5:
             raise ValueError(
                 f"the scale of grad_scaler must be a power of two, so that unscaled votes are exactly -1, 0 and +1, "
                 f"but is {scale!r}: leave init_scale, growth_factor and backoff_factor as they are by default"
             )
+        return scale
+
+    def overflows(self, buffer: torch.Tensor, scale: float) -> bool:
+        """Whether scaled gradients are infinite or NaN; unscales them."""
+        if not self.used:
+            return False
         overflow = not bool(torch.isfinite(buffer).all())
         buffer.mul_(1 / scale)
         return overflow
 
-    def take_in(self, votes: torch.Tensor, overflow: bool):
+    def take_in(self, votes: torch.Tensor, overflow: bool, scale: float):
         """Scales votes, or makes them infinite if any rank's gradients overflowed."""
         if overflow:
             votes.fill_(math.inf)
         elif self.used:
-            votes.mul_(self._scaler.get_scale())
+            votes.mul_(scale)
 
     def check_step(self, optimizer: torch.optim.Optimizer):
         """Raises RuntimeError if an optimizer is to step by these votes, and its GradScaler knows nothing of them."""

@@ -14,7 +14,9 @@ from horovod_sign.ddp.courier import Courier
 from horovod_sign.ddp.leftovers import Leftovers
 from horovod_sign.ddp.scaling import Scale
 from horovod_sign.statistics import Monitor, VoteStatistics
+from horovod_sign.tensors.scalers import check_scaler
 from horovod_sign.voting.choice import choose
+from horovod_sign.voting.handshake import argument
 from horovod_sign.voting.protocols import TRANSPORTS
 
 _OTHER_MODEL = (
@@ -59,18 +61,22 @@ class VoteState:
         transport: str = "auto",
         grad_scaler: torch.amp.GradScaler | None = None,
     ):
-        self._group, error, line = group_of(process_group), None, ""
+        self._group, error, items = group_of(process_group), None, []
         try:
             self.rule = rules.signsgd() if rule is None else getattr(rule, "rule", rule)
             _check(self.rule, abstain, transport, grad_scaler, dist.get_world_size(self._group))
             self.abstain, self.transport = bool(abstain), transport
             self.states: dict[torch.Tensor, dict] = {}
             self.scale = Scale(grad_scaler, self.states)
-            scaled = "a" if self.scale.used else "no"
-            line = f"{rules.in_words(self.rule)}, abstain={self.abstain}, transport={transport}, {scaled} grad_scaler"
+            items = [
+                ("argument rule", rules.in_words(self.rule)),
+                argument("abstain", self.abstain),
+                argument("transport", transport),
+                ("argument grad_scaler", "given" if self.scale.used else "not given"),
+            ]
         except Exception as invalid:  # whatever it is: the other ranks wait
             error = invalid
-        agree(line, error, self._group)
+        agree(items, error, self._group)
         self.courier = Courier(self._group)
         rank, size = self.courier.collectives.rank, self.courier.collectives.size
         self._monitor = Monitor(f"rank {rank}", size, not self.abstain)
@@ -78,7 +84,7 @@ class VoteState:
         self._voted_on: set[torch.Tensor] = set()
         self._leftovers = Leftovers()
         self._next, self._knows_all, self._nan_reported = 0, False, False
-        self._sending, self._sent = 0, 0
+        self._sending = 0
 
     @property
     def process_group(self) -> dist.ProcessGroup:
@@ -88,7 +94,7 @@ class VoteState:
     @property
     def bytes_sent(self) -> int:
         """Bytes that this rank sent to others in the last backward pass."""
-        return self._sent
+        return self._monitor.latest.bytes_sent
 
     def vote_statistics(self) -> VoteStatistics:
         """Abstentions, ties, NaN, agreement and bytes of the last backward pass, seen from this rank."""
@@ -140,20 +146,14 @@ class VoteState:
         self._sending += nbytes
         self._monitor.count(*counted)
         if is_last:
-            self._sent = self._sending
-            self._monitor.end(self._sent)
+            self._monitor.end(self._sending)
 
     def report_nan(self, voted: GradientBucket):
         """Tells the user of NaN, once."""
-        if self._nan_reported:
-            return
-        self._nan_reported = True
-        warnings.warn(
-            f"rank {self.courier.collectives.rank}: gradients are NaN in {voted.with_nan()}: they abstain from the "
-            "vote and training goes on (this is said once; VoteState.vote_statistics() counts them)",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+        report = None if self._nan_reported else voted.nan_report(f"rank {self.courier.collectives.rank}")
+        if report is not None:
+            self._nan_reported = True
+            warnings.warn(report, RuntimeWarning, stacklevel=2)
 
     def __getstate__(self):
         raise TypeError(
@@ -183,5 +183,4 @@ def _check(rule, abstain, transport, grad_scaler, size: int):
         raise ValueError(f"transport must be one of {', '.join(map(repr, TRANSPORTS))}, got {transport!r}")
     if transport == "counts":
         counts_bits(size)
-    if grad_scaler is not None and not isinstance(grad_scaler, torch.amp.GradScaler):
-        raise TypeError(f"grad_scaler must be a torch.amp.GradScaler, got {type(grad_scaler).__name__}")
+    check_scaler(grad_scaler)

@@ -9,6 +9,7 @@ from horovod_sign.keywords import check_keywords
 from horovod_sign.options import check_process_set
 from horovod_sign.tensors.layout import has_memory, is_dense
 from horovod_sign.tensors.planes import check_votable, has_kernels
+from horovod_sign.tensors.scalers import check_scaler
 
 
 def check_arguments(optimizer, process_set, grad_scaler, unsupported):
@@ -24,8 +25,7 @@ def check_arguments(optimizer, process_set, grad_scaler, unsupported):
             "the optimizer is already wrapped by Horovod's own DistributedOptimizer, which averages gradients: give "
             "hvs.DistributedOptimizer the plain optimizer instead"
         )
-    if grad_scaler is not None and not isinstance(grad_scaler, torch.amp.GradScaler):
-        raise TypeError(f"grad_scaler must be a torch.amp.GradScaler, got {type(grad_scaler).__name__}")
+    check_scaler(grad_scaler)
 
 
 def names_by_parameter(named_parameters) -> dict[torch.Tensor, str]:

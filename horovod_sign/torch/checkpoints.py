@@ -16,9 +16,8 @@ from collections.abc import Iterator
 import horovod.torch as hvd
 import torch
 
-from horovod_sign.momenta import of_rank
+from horovod_sign.momenta import ALL_RANKS, of_rank
 
-ALL_RANKS = "horovod_sign_momenta"
 _MOMENTUM = "momentum_buffer"  # which had its place in checkpoints before rules had other states
 
 

@@ -256,8 +256,16 @@ def test_a_state_that_goes_while_an_optimizer_steps():
 
 
 MISTAKES = {
-    "options that differ": ({"abstain": RANK > 0}, ValueError, "they differ .rank 0: .*abstain=False"),
-    "a rule of one rank": ({"rule": rules.signum(0.5 + 0.1 * RANK)}, ValueError, "they differ"),
+    "options that differ": (
+        {"abstain": RANK > 0},
+        ValueError,
+        "argument abstain is False on rank 0 and True on ranks? 1",
+    ),
+    "a rule of one rank": (
+        {"rule": rules.signum(0.5 + 0.1 * RANK)},
+        ValueError,
+        r"argument rule is .*0\.5.* on rank 0 and .*0\.6.* on rank 1",
+    ),
     "a name": ({"transport": "exchange" if RANK else "direct"}, ValueError, "transport must be one of 'auto'"),
     "no rule": ({"rule": "signum"}, TypeError, r"derived from hvs\.Rule, got 'signum'"),
     "an optimizer for a scaler": ({"grad_scaler": RANK or None}, TypeError, "must be a torch.amp.GradScaler, got int"),
@@ -333,6 +341,54 @@ def test_momenta_are_saved_and_loaded():
         torch.save(state, "/dev/null")
 
 
+def test_momenta_of_a_layer_that_a_rank_has_never_used_are_gathered_too():
+    """Of that rank they are zeros, as those of a rank that has not begun."""
+    net = Net()
+    model, state = voted(net, rules.signum(0.9), find_unused_parameters=True)
+    for step in range(2):
+        net.zero_grad()
+        backward(model, step, short=RANK == SIZE - 1)
+    mine = state.state_dict(net)["states"]
+    assert ("momentum_buffer" in mine["second.weight"]) == (RANK < SIZE - 1)
+    saved = hvd.broadcast_object(state.gather_state_dict(net), 0, name="ddp.unused")
+    assert len(saved["horovod_sign_momenta"]["momenta"]) == len(list(net.parameters()))
+    state.load_state_dict(saved, net)
+    for name, p in net.named_parameters():
+        kept = mine[name].get("momentum_buffer", torch.zeros_like(p))
+        assert torch.equal(state.states[p]["momentum_buffer"], kept)
+
+
+class Fails(rules.Rule):
+    """On one rank, of one parameter, as long as `broken`."""
+
+    states = ("m",)
+    broken = True
+
+    def ballot(self, gradient, m):
+        if Fails.broken and RANK == SIZE - 1 and gradient.shape == (40, 40):
+            raise ZeroDivisionError("of the user's own")
+        return gradient, m
+
+
+def test_a_rule_that_fails_on_one_rank_ends_its_backward_alone():
+    """It abstains in that pass, in which the others have their votes, and the next one is as any other."""
+    net = Net()
+    model, _ = voted(net, Fails())
+    of_all = gradients_of_all(net, 0)
+    if RANK == SIZE - 1:
+        with pytest.raises(RuntimeError, match=r"Fails\.ballot raised ZeroDivisionError: of the user's own"):
+            backward(model, 0)
+    else:
+        backward(model, 0)
+        of_all[2] = [*of_all[2][:-1], np.zeros_like(of_all[2][-1])]
+        assert_votes(net, of_all)
+    Fails.broken = False
+    net.zero_grad()
+    of_all = gradients_of_all(net, 1)
+    backward(model, 1)
+    assert_votes(net, of_all)
+
+
 def _momenta(state, net) -> dict[str, bytes]:
     return {name: s["momentum_buffer"].numpy().tobytes() for name, s in state.state_dict(net)["states"].items()}
 
@@ -371,7 +427,7 @@ def test_nan_abstain_and_are_told_of_once():
     x = -torch.ones(2, 4)
     x[0] = np.nan if RANK == 0 else -1.0
     with (
-        pytest.warns(RuntimeWarning, match=r"NaN in 4 coordinates of a parameter of shape \(2, 4\)")
+        pytest.warns(RuntimeWarning, match=r"gradient of parameter of shape \(2, 4\) is NaN in 4 of 8 coordinates")
         if RANK == 0
         else no_warning()
     ):
