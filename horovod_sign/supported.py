@@ -4,7 +4,7 @@ import re
 
 from horovod_sign.building import again_line
 
-OLDEST = {"torch": (2, 1), "tensorflow": (2, 16), "horovod": (0, 28)}
+OLDEST = {"torch": (2, 4), "tensorflow": (2, 16), "horovod": (0, 28)}
 
 
 def refuse_older(ours: str, **versions: str) -> None:

@@ -5,7 +5,8 @@ packed soon after they arrive, while they are still in the processor's cache, an
 """
 
 import contextlib
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
@@ -313,18 +314,16 @@ class Bucket:
             rule = self._voter.vote_rule(group)
             # All count all steps, also those without a gradient, so that a group warms up as one.
             warm = self._warm(rule, slots)
-            given, names = [slot for slot in slots if slot.parameter.grad is not None], rule.states
-            if rule.betas is None:
-                gradients = {slot: self._voted(rule, slot, warm) for slot in given}
-            else:
-                gradients = {slot: self._readable(names, slot) for slot in given}
-            present = [slot for slot, gradient in gradients.items() if gradient is not None]
-            if rule.betas is None:
-                self._pack_voted({slot: gradients[slot] for slot in present}, abstain)
+            known = rule.betas is not None
+            read = self._readable if known else functools.partial(self._voted, warm=warm)
+            voted = {slot: read(rule, slot) for slot in slots if slot.parameter.grad is not None}
+            present = {slot: each for slot, each in voted.items() if each is not None}
+            if not known:
+                self._pack_voted(present, abstain)
             elif present:
-                self._pack_alike(rule, warm, dtype, present, [gradients[slot] for slot in present], abstain)
+                self._pack_alike(rule, warm, dtype, list(present), list(present.values()), abstain)
             if len(present) < len(slots):
-                self._abstain_for([slot for slot in slots if gradients.get(slot) is None])
+                self._abstain_for([slot for slot in slots if slot not in present])
         self._waiting, self._waiting_coordinates = [], 0
 
     def _warm(self, rule: Rule, slots: list[Slot]) -> bool:
@@ -333,10 +332,10 @@ class Bucket:
         # A list, not a generator: all must count, also after the first that is warm.
         return max([warming_up(rule, self._voter.vote_state(slot.parameter)) for slot in slots])
 
-    def _readable(self, states: Sequence[str], slot: Slot) -> torch.Tensor | None:
+    def _readable(self, rule: Rule, slot: Slot) -> torch.Tensor | None:
         """The gradient of a slot for the kernels, whose momentum then is so too; None, and `error`, if they are not."""
         try:
-            for name in states:
+            for name in rule.states:
                 slot.state(name, self._voter.vote_state(slot.parameter))
             return slot.gradient()
         except (RuntimeError, TypeError) as error:
@@ -371,7 +370,8 @@ class Bucket:
     def _pack_alike(self, rule: Rule, warm: bool, dtype: str, slots: list[Slot], gradients, abstain: bool):
         """Packs gradients of one rule, dtype and device in one call of a kernel."""
         momenta = None
-        for name in rule.states:  # of what the kernels know at most one
+        if rule.states:
+            (name,) = rule.states  # the kernels know no more
             momenta = [self._voter.vote_state(slot.parameter)[name] for slot in slots]
         device = slots[0].parameter.device
         if not has_kernels(slots[0].parameter):

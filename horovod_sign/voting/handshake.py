@@ -51,7 +51,7 @@ def agree(
     if found is None:
         return int(np.ascontiguousarray(numbers).view(np.int64).max())
     if (records[:, 0] == ord("-")).all():  # no rank has an error of its own: their items differ
-        mine = np.frombuffer(text.encode(), np.uint8)
+        mine = np.frombuffer(bytearray(text.encode()), np.uint8)  # that can be written to, as torch wants it
         lengths = (yield Allgather(np.array([len(mine)], np.int64).view(np.uint8), alike=True)).view(np.int64)
         ends = np.cumsum(lengths)
         texts = np.split((yield Allgather(mine)), ends[:-1])

@@ -25,6 +25,7 @@ def together(of_all, errors=None, numbers=None):
                 ends.append(error)
         assert len(requests) in (0, size), "some ranks wait for others that are done"
         if requests:
+            assert all(request.buffer.flags.writeable for request in requests)  # or torch warns of it
             assert not requests[0].alike or len({len(request.buffer) for request in requests}) == 1
             result = np.concatenate([request.buffer for request in requests])
     return ends

@@ -246,9 +246,9 @@ def test_what_is_too_old_is_refused_in_one_sentence():
         re.findall(r'^(torch|tensorflow) = \["\1>=([\d.]+)"\]$', (ROOT / "pyproject.toml").read_text(), re.M)
     )
     assert declared == {name: "{}.{}".format(*supported.OLDEST[name]) for name in ("torch", "tensorflow")}
-    supported.refuse_older("ours", torch="2.1.0+cpu", tensorflow="2.16.1", horovod="0.28.1")
+    supported.refuse_older("ours", torch="2.4.0+cpu", tensorflow="2.16.1", horovod="0.28.1")
     supported.refuse_older("ours", torch="1+git", horovod="unknown")
-    for name, version in (("torch", "2.0.1"), ("tensorflow", "2.15.0"), ("horovod", "0.27.0")):
+    for name, version in (("torch", "2.3.1"), ("tensorflow", "2.15.0"), ("horovod", "0.27.0")):
         with pytest.raises(ImportError, match=rf"^ours needs {name} \d.* or newer, and {version} is installed: .*pip"):
             supported.refuse_older("ours", **{name: version})
 
