@@ -18,25 +18,31 @@ def link_bytes() -> int:
     return int(counter.read_text()) if counter.exists() else 0
 
 
+def timed(run: Callable[[], None]) -> dict:
+    """Milliseconds (of the slowest rank) and bytes sent (by the busiest link) of what all ranks begin together."""
+    comm = MPI.COMM_WORLD
+    comm.Barrier()
+    sent, start = link_bytes(), time.perf_counter()
+    run()
+    milliseconds = 1e3 * (time.perf_counter() - start)
+    comm.Barrier()
+    worst = comm.allreduce(milliseconds, MPI.MAX), comm.allreduce(link_bytes() - sent, MPI.MAX)
+    return {"ms": worst[0], "bytes": worst[1]}
+
+
 def side_by_side(methods: dict[str, Callable[[], None]], rounds: int, warmup: int = 2) -> dict[str, list[dict]]:
     """Runs all methods once in each round, so that what disturbs the machine disturbs them all alike.
 
     Returns:
-        for each method, for each round: milliseconds (of the slowest rank) and bytes sent (by the busiest link).
+        for each method, for each round: what `timed` found.
     """
-    comm = MPI.COMM_WORLD
     results: dict[str, list[dict]] = {name: [] for name in methods}
     in_turn = range(-warmup, rounds)
-    for i in Progress(in_turn, "side by side", unit="round", shown=comm.rank == 0):
+    for i in Progress(in_turn, "side by side", unit="round", shown=MPI.COMM_WORLD.rank == 0):
         for name, run in methods.items():
-            comm.Barrier()
-            sent, start = link_bytes(), time.perf_counter()
-            run()
-            milliseconds = 1e3 * (time.perf_counter() - start)
-            comm.Barrier()
+            found = timed(run)
             if i >= 0:
-                worst = comm.allreduce(milliseconds, MPI.MAX), comm.allreduce(link_bytes() - sent, MPI.MAX)
-                results[name].append({"ms": worst[0], "bytes": worst[1]})
+                results[name].append(found)
     return results
 
 

@@ -11,7 +11,7 @@ from progress import Progress
 from benchmarks.accuracy import real, records
 from benchmarks.accuracy.curves import GOAL
 from benchmarks.accuracy.task import Task
-from benchmarks.measuring import link_bytes, record
+from benchmarks.measuring import record, timed
 
 WARM = 4  # steps; PowerSGD compresses from the third on
 LEAST, MOST, ABOUT = 2, 10, 0.4  # steps, and seconds, that are timed at once
@@ -51,16 +51,12 @@ def _count(training: real.Ranks) -> int:
 
 
 def _timed(training: real.Ranks, count: int) -> dict:
-    comm = MPI.COMM_WORLD
+    def steps():
+        for _ in range(count):
+            training.step()
+
     training.step()
-    comm.Barrier()
-    sent, start = link_bytes(), time.perf_counter()
-    for _ in range(count):
-        training.step()
-    seconds = time.perf_counter() - start
-    comm.Barrier()
-    worst = comm.allreduce(seconds, MPI.MAX), comm.allreduce(link_bytes() - sent, MPI.MAX)
-    return {"ms": 1e3 * worst[0] / count, "bytes": worst[1] / count}
+    return {what: of_all / count for what, of_all in timed(steps).items()}
 
 
 def whole(out: Path, rate: str, rates: dict[str, float], seed: int, every: int, task: Task, goal: float = GOAL):
