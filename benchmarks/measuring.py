@@ -1,6 +1,5 @@
 """What the benchmarks share: timing side by side on all ranks, bytes by the link's own counters, records."""
 
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -8,6 +7,7 @@ from pathlib import Path
 
 from mpi4py import MPI
 from progress import Progress
+from recording import append
 
 LINK = Path("/sys/class/net/eth0/statistics")
 
@@ -64,8 +64,8 @@ def record(what: dict, method: str, rounds: list[dict]) -> dict:
 def save(path: str | None, records: list[dict]):
     """Appends records to a file of JSON lines, on rank 0."""
     if path and MPI.COMM_WORLD.rank == 0:
-        with Path(path).open("a") as file:
-            file.writelines(json.dumps(each) + "\n" for each in records)
+        for each in records:
+            append(Path(path), each)
 
 
 def show(title: str, records: list[dict], alone: float = 0.0):

@@ -2,13 +2,13 @@
 
 import argparse
 import itertools
-import json
 from pathlib import Path
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from recording import read
 
 COLOURS = {"float32": "#777777", "float16": "#aaaaaa", "byte_allgather": "#c8a951", "bit_allgather": "#8c9c5a"}
 OURS = "#2a6f97"
@@ -18,7 +18,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("results", type=Path, help="file that vote and step wrote by --json")
     path = parser.parse_args(arguments).results
-    records = [json.loads(line) for line in path.read_text().splitlines()]
+    records = read(path)
     key = lambda r: (r["kind"], r["rate"], r.get("pause_ms", 0.0))  # noqa: E731
     for (kind, rate, pause), group in itertools.groupby(sorted(records, key=key), key):
         where = f"{rate}, backward sleeps {pause:g} ms" if pause else rate

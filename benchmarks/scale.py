@@ -34,6 +34,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from recording import read
 
 from benchmarks import cost_model as model
 from horovod_sign.voting import costs
@@ -202,7 +203,7 @@ def save(figure, picture: Path, bottom: float = 0.0):
 
 def main(arguments=None):
     args = parse_arguments(arguments)
-    records = [json.loads(line) for path in args.results for line in path.read_text().splitlines()]
+    records = [line for path in args.results for line in read(path)]
     points = model.measured(records)
     fitted = model.fit([model.setting(r, args.cores, 1e6 * args.burst_mb) for r, _ in points], [t for _, t in points])
     show_fit(fitted, points)

@@ -1,4 +1,4 @@
-"""What a training was like, for tables and pictures: accuracy over seconds of training, and over bytes sent."""
+"""What a training was like, for tables and pictures: lines of JSON, one at each evaluation or for each training."""
 
 import datetime
 import json
@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class Record:
-    """Counts steps, seconds and bytes, and writes a line of JSON at each evaluation, whose time does not count.
+    """Accuracy over seconds of training and over bytes sent, a line at each evaluation, whose time does not count.
 
     Args:
         path: the file, which is made anew; None: nothing is written (also on all ranks but one).
@@ -48,13 +48,32 @@ class Record:
         """Writes a line. To be called inside `paused`."""
         line = {"step": self.steps, "seconds": self.seconds, "bytes": self.bytes, "accuracy": accuracy}
         if self._path:
-            with self._path.open("a") as file:
-                file.write(json.dumps({**self._about, **line}) + "\n")
+            append(self._path, {**self._about, **line})
 
 
-def read(path: str) -> list[dict]:
-    """The lines of a file."""
-    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+def append(path: Path, line: dict):
+    """Writes one line at once, so that an interrupted run leaves whole lines."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def read(path: Path, missing_ok: bool = False) -> list[dict]:
+    """The lines of a file; of one that may be missing, none."""
+    if missing_ok and not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def find(lines: list[dict], **wanted) -> list[dict]:
+    """Those that have these values."""
+    return [line for line in lines if all(line.get(key) == value for key, value in wanted.items())]
+
+
+def markdown(rows: list[list[str]]) -> str:
+    """A table, whose first row is its head."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 
 
 def about() -> dict:

@@ -59,14 +59,15 @@ def _seconds(args):
 
 def _whole(args):
     import horovod.torch as hvd
+    from recording import find, read
 
-    from benchmarks.accuracy import curves, real, records, seconds
+    from benchmarks.accuracy import curves, real, seconds
 
     hvd.init()
-    lines, task, rates = records.read(args.out / "curves.jsonl"), _task(args, hvd.size()), {}
+    lines, task, rates = read(args.out / "curves.jsonl", missing_ok=True), _task(args, hvd.size()), {}
     for method in args.methods or real.METHODS:
         found = curves.runs(lines, real.SIMULATED.get(method, method), task)
-        if found := records.find(found, seed=0):
+        if found := find(found, seed=0):
             rates[method] = curves.best(found)["lr"]
     if not rates:
         command = f"python -m benchmarks accuracy curves --workers {task.workers}"

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import torch
 from progress import Progress
+from recording import about, append, find, read
 
-from benchmarks.accuracy import records, simulated
+from benchmarks.accuracy import simulated
 from benchmarks.accuracy.task import EARLIER, Task
 
 GOAL = 0.85
@@ -71,22 +72,22 @@ def measure(out: Path, methods: list[str], seeds: int, task: Task, every: int = 
 def runs(lines: list[dict], method: str, task: Task) -> list[dict]:
     """The lines of one method on one task, by as many workers."""
     lines = [{**EARLIER, **line} for line in lines]
-    return records.find(lines, kind="curve", method=method, steps=task.steps, workers=task.workers, **task.what())
+    return find(lines, kind="curve", method=method, steps=task.steps, workers=task.workers, **task.what())
 
 
 def _chosen(out, task, method, goal):
-    return best(records.find(runs(records.read(out), method, task), seed=0), goal)
+    return best(find(runs(read(out, missing_ok=True), method, task), seed=0), goal)
 
 
 def _once(out: Path, task: Task, method: str, lr: float, seed: int, every: int):
-    if records.find(runs(records.read(out), method, task), lr=lr, seed=seed):
+    if find(runs(read(out, missing_ok=True), method, task), lr=lr, seed=seed):
         return
     start = time.process_time()
     with Progress(label=f"{method}, rate {lr:g}, seed {seed}", total=task.steps) as progress:
         model, curve = simulated.train(task, method, lr, seed, every, progress.update)
     run = {"kind": "curve", "method": method, "lr": lr, "seed": seed, "steps": task.steps, "workers": task.workers}
     run |= {**task.what(), "final": task.accuracy(model, all_images=True), "curve": curve}
-    records.append(out, {**run, "processor_seconds": round(time.process_time() - start, 1), **records.about()})
+    append(out, {**run, "processor_seconds": round(time.process_time() - start, 1), **about()})
     reached = steps_to_goal(curve)
     print(
         f"{method:16} rate {lr:<7g} seed {seed}  {100 * run['final']:.2f} % at the end, "

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import matplotlib
 import numpy as np
+from recording import find, markdown, read
 
-from benchmarks.accuracy import curves, records
+from benchmarks.accuracy import curves
 from benchmarks.accuracy.curves import GOAL
 from benchmarks.accuracy.task import EARLIER, Task
 
@@ -66,22 +67,22 @@ class Method(NamedTuple):
 
 def collect(out: Path, task: Task) -> dict[str, Method]:
     """All methods of which there is both, by as many workers as ranks."""
-    lines, timed = records.read(out / "curves.jsonl"), on_ranks(out / "seconds.jsonl", task)
+    lines, timed = read(out / "curves.jsonl", missing_ok=True), on_ranks(out / "seconds.jsonl", task)
     found = {}
     for name in NAMES:
         runs = curves.runs(lines, CURVE_OF.get(name, name), task)
-        tuning = sorted(records.find(runs, seed=0), key=lambda line: line["lr"])
-        of_method = {line["rate"]: line for line in records.find(timed, method=name)}
+        tuning = sorted(find(runs, seed=0), key=lambda line: line["lr"])
+        of_method = {line["rate"]: line for line in find(timed, method=name)}
         if tuning and of_method:
             lr = curves.best(tuning)["lr"]
-            found[name] = Method(lr, tuning, records.find(runs, lr=lr), of_method)
+            found[name] = Method(lr, tuning, find(runs, lr=lr), of_method)
     return found
 
 
 def on_ranks(path: Path, task: Task, **wanted) -> list[dict]:
     """Lines that so many ranks have written about this task."""
-    lines = [{**EARLIER, **line} for line in records.read(path)]
-    return records.find(lines, ranks=task.workers, **task.what(), **wanted)
+    lines = [{**EARLIER, **line} for line in read(path, missing_ok=True)]
+    return find(lines, ranks=task.workers, **task.what(), **wanted)
 
 
 def to_goal(methods: dict[str, Method], name: str, rate: str, goal: float = GOAL) -> list[float]:
@@ -111,7 +112,7 @@ def curve_table(methods: dict[str, Method]) -> str:
         tried = ", ".join(f"**{lr:g}**" if lr == method.lr else f"{lr:g}" for lr in rates)
         steps = ", ".join(f"{each:.0f}" if each else "not reached" for each in reached)
         rows.append([NAMES[name], tried, steps, _mean(final)])
-    return _markdown(rows)
+    return markdown(rows)
 
 
 def _mean(final: list[float]) -> str:
@@ -136,7 +137,7 @@ def time_table(methods: dict[str, Method]) -> str:
             seconds = to_goal(methods, name, rate)
             cells.append(f"{method.steps[rate]['ms']:,.0f}; {_spread(seconds)}")
         rows.append([NAMES[name], *cells])
-    return _markdown(rows)
+    return markdown(rows)
 
 
 def _spread(seconds: list[float]) -> str:
@@ -158,17 +159,12 @@ def whole_table(trainings: list[dict], methods: dict[str, Method]) -> str:
             continue
         # Both at the first evaluation that reached it: the training ended there.
         step, seconds, _ = line["curve"][-1]
-        run = records.find(methods[name].runs, seed=line["seed"])[0]
+        run = find(methods[name].runs, seed=line["seed"])[0]
         then = next((s for s, accuracy in run["curve"] if accuracy >= GOAL), None)
         expected = methods[name].seconds(then, rate, _first_ms(methods, rate)) if then else float("nan")
         cells = [f"{seconds:.1f} ({step} steps)", f"{expected:.1f} ({then} steps)", f"{seconds / expected:.2f}"]
         rows.append([NAMES[name], LINKS.get(rate, rate), *cells])
-    return _markdown(rows) if len(rows) > 1 else ""
-
-
-def _markdown(rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+    return markdown(rows) if len(rows) > 1 else ""
 
 
 def draw_curves(methods: dict[str, Method], path: Path):

@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from mpi4py import MPI
 from progress import Progress
+from recording import about, append
 
-from benchmarks.accuracy import real, records
+from benchmarks.accuracy import real
 from benchmarks.accuracy.curves import GOAL
 from benchmarks.accuracy.task import Task
 from benchmarks.measuring import record, timed
@@ -31,10 +32,10 @@ def measure(out: Path, rate: str, methods: list[str], rounds: int, task: Task):
             for method, training in trainings.items():
                 results[method].append(_timed(training, counts[method]))
     if MPI.COMM_WORLD.rank == 0:
-        about = records.about()
+        when = about()
         for method, found in results.items():
             line = record({"kind": "seconds", "rate": rate, **task.what()}, method, found)
-            records.append(out, {**line, **about})
+            append(out, {**line, **when})
             print(f"{rate:>8}  {method:16}{line['ms']:9.1f} ms a step  {line['bytes'] / 1e6:8.3f} MB sent", flush=True)
 
 
@@ -84,5 +85,5 @@ def whole(out: Path, rate: str, rates: dict[str, float], seed: int, every: int, 
             if comm.rank == 0:
                 line = {"kind": "whole", "rate": rate, "method": method, "lr": lr, "seed": seed, "curve": curve}
                 line |= {"steps": task.steps, "ranks": comm.size, **task.what()}
-                records.append(out, {**line, **records.about()})
+                append(out, {**line, **about()})
                 print(f"{rate:>8}  {method:16} {100 * curve[-1][2]:.1f} % after {seconds:.1f} s", flush=True)

@@ -11,7 +11,6 @@ its last epoch.
 
 import argparse
 import importlib
-import json
 import statistics
 import sys
 from pathlib import Path
@@ -20,7 +19,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
-from recording import about
+from recording import about, append, find, markdown, read
 
 SIZE = ("images", "test_images", "width", "blocks", "epochs", "batch_size")
 GRIDS = {
@@ -53,10 +52,8 @@ def parse_arguments(argv=None):
 
 def finished(args, **wanted) -> list[dict]:
     """Trainings that are done, of this size, that have the `wanted` values."""
-    path = args.out / "trainings.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     wanted = {"framework": args.framework} | wanted | {name: getattr(args, name) for name in SIZE}
-    return [line for line in lines if all(line[key] == value for key, value in wanted.items())]
+    return find(read(args.out / "trainings.jsonl", missing_ok=True), **wanted)
 
 
 def best_lr(args, optimizer: str) -> float | None:
@@ -103,11 +100,10 @@ def _train(args, optimizer, lr, seed, ranks):
         [*argv, "--no-cuda", "--milestones", str(steps // 2), str(3 * steps // 4)]
     )
     if hvd.rank() == 0:
-        log = [json.loads(line) for line in path.read_text().splitlines()]
+        log = read(path)
         what |= {name: getattr(args, name) for name in SIZE} | {"data": log[0]["data"]}
         what |= {key: [line[key] for line in log] for key in ("loss", "accuracy", "bytes")}
-        with (args.out / "trainings.jsonl").open("a") as file:
-            file.write(json.dumps({**what, **about()}) + "\n")
+        append(args.out / "trainings.jsonl", {**what, **about()})
         path.unlink()
         checkpoint.unlink(missing_ok=True)
 
@@ -145,8 +141,7 @@ def table(args, found) -> str:
         keras = finished(args, framework="keras", optimizer=optimizer, ranks=1, seed=0, lr=chosen)
         cells.append(f"{100 * keras[0]['accuracy'][-1]:.1f} %" if keras else "not run")
         rows.append([NAMES[optimizer], ", ".join(of_grid), *cells])
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+    return markdown(rows)
 
 
 def draw(args, found):
