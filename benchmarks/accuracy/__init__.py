@@ -61,12 +61,12 @@ def _whole(args):
     import horovod.torch as hvd
     from recording import find, read
 
-    from benchmarks.accuracy import curves, real, seconds
+    from benchmarks.accuracy import curves, real, seconds, simulated
 
     hvd.init()
     lines, task, rates = read(args.out / "curves.jsonl", missing_ok=True), _task(args, hvd.size()), {}
     for method in args.methods or real.METHODS:
-        found = curves.runs(lines, real.SIMULATED.get(method, method), task)
+        found = curves.runs(lines, simulated.CURVE_OF.get(method, method), task)
         if found := find(found, seed=0):
             rates[method] = curves.best(found)["lr"]
     if not rates:

@@ -83,7 +83,6 @@ METHODS = {
     "signsgd_one_bit": _vote(hvs.SignSGD, False),
     "signum_one_bit": _vote(hvs.Signum, False, momentum=MOMENTUM),
 }
-SIMULATED = {"ddp_float16": "float16"}  # whose accuracy by step is another's
 
 
 @contextlib.contextmanager

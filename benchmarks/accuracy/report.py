@@ -11,13 +11,13 @@ from recording import find, markdown, read
 
 from benchmarks.accuracy import curves
 from benchmarks.accuracy.curves import GOAL
+from benchmarks.accuracy.simulated import CURVE_OF, POWERSGD_FROM
 from benchmarks.accuracy.task import EARLIER, Task
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 BASE = "float16"
-UNCOMPRESSED = 2  # steps of PowerSGD before it compresses: see simulated.POWERSGD_FROM
 NAMES = {
     "float32": "Horovod, float32",
     "float16": "Horovod, float16",
@@ -29,7 +29,6 @@ NAMES = {
     "signsgd_one_bit": "SignSGD, one bit",
     "signum_one_bit": "Signum, one bit",
 }
-CURVE_OF = {"ddp_float16": "float16"}
 COLOURS = {
     "float32": "#767676",
     "float16": "#222222",
@@ -61,7 +60,7 @@ class Method(NamedTuple):
 
     def seconds(self, step: float, rate: str, first_ms: float) -> float:
         """What the first `step` steps take; the first ones of PowerSGD take `first_ms` each."""
-        first = min(step, UNCOMPRESSED) if self.runs[0]["method"].startswith("powersgd") else 0
+        first = min(step, POWERSGD_FROM) if self.runs[0]["method"].startswith("powersgd") else 0
         return 1e-3 * (first * first_ms + (step - first) * self.steps[rate]["ms"])
 
 
@@ -220,7 +219,7 @@ def draw_map(methods: dict[str, Method], path: Path):
 def verdict(methods: dict[str, Method]) -> str:
     """For each kind of link: whether votes win against float16 and against all others, and why."""
     lines = []
-    votes = [name for name in methods if name.startswith("sign")]
+    votes = [name for name in methods if curves.votes(name)]
     for rate in rates_of(methods):
         took = {name: statistics.median(to_goal(methods, name, rate)) for name in methods}
         vote = min(votes, key=took.get, default=BASE)

@@ -10,7 +10,7 @@ from progress import Progress
 from recording import about, append
 
 from benchmarks.accuracy import real
-from benchmarks.accuracy.curves import GOAL
+from benchmarks.accuracy.curves import GOAL, grid
 from benchmarks.accuracy.task import Task
 from benchmarks.measuring import record, timed
 
@@ -25,7 +25,7 @@ def measure(out: Path, rate: str, methods: list[str], rounds: int, task: Task):
     """
     torch.set_num_threads(1)
     with real.process_group():
-        trainings = {method: real.Ranks(task, method, _lr(method)) for method in methods}
+        trainings = {method: real.Ranks(task, method, grid(method)[0]) for method in methods}
         counts = {method: _count(training) for method, training in trainings.items()}
         results: dict[str, list[dict]] = {method: [] for method in methods}
         for _ in Progress(range(rounds), f"steps at {rate}", unit="round", shown=MPI.COMM_WORLD.rank == 0):
@@ -37,10 +37,6 @@ def measure(out: Path, rate: str, methods: list[str], rounds: int, task: Task):
             line = record({"kind": "seconds", "rate": rate, **task.what()}, method, found)
             append(out, {**line, **when})
             print(f"{rate:>8}  {method:16}{line['ms']:9.1f} ms a step  {line['bytes'] / 1e6:8.3f} MB sent", flush=True)
-
-
-def _lr(method: str) -> float:
-    return 1e-4 if "sign" in method or "signum" in method else 0.03
 
 
 def _count(training: real.Ranks) -> int:

@@ -19,6 +19,7 @@ from benchmarks.accuracy.task import MOMENTUM, Task
 from horovod_sign import algebra
 
 POWERSGD_FROM = 2  # the first step that PyTorch's hook can compress; those before are float32
+CURVE_OF = {"ddp_float16": "float16"}  # on ranks, whose accuracy by step is another's
 
 
 class _Mean:

@@ -36,7 +36,7 @@ def test_simulated_workers_take_the_steps_of_real_ranks(benchmark):
                 training.step()
             ends[method] = _flat(training.model)
     for method, end in ends.items():
-        model, curve = simulated.train(task, real.SIMULATED.get(method, method), _lr(method), 0, every=2)
+        model, curve = simulated.train(task, simulated.CURVE_OF.get(method, method), _lr(method), 0, every=2)
         assert [step for step, _ in curve] == [2, 4, 5]
         off = (_flat(model) - end).norm() / (end - start).norm()
         assert off < 1e-3, (method, RANK, off)
