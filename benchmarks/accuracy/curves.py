@@ -12,7 +12,6 @@ from benchmarks.accuracy.task import EARLIER, Task
 
 GOAL = 0.85
 FACTOR = 3  # from one learning rate of a grid to the next
-EVERY = 13  # steps between evaluations
 
 
 def votes(method: str) -> bool:
@@ -38,35 +37,35 @@ def _leading(x: float) -> int:
     return int(f"{x:e}"[0])
 
 
-def steps_to_goal(curve: list[list[float]], goal: float = GOAL) -> float | None:
+def steps_to_goal(curve: list[list[float]]) -> float | None:
     """Where the straight line between evaluations first reaches the goal; None: it does not."""
     before = (0, 0.1)
     for step, accuracy in curve:
-        if accuracy >= goal:
-            return before[0] + (step - before[0]) * (goal - before[1]) / (accuracy - before[1])
+        if accuracy >= GOAL:
+            return before[0] + (step - before[0]) * (GOAL - before[1]) / (accuracy - before[1])
         before = (step, accuracy)
     return None
 
 
-def rank(line: dict, goal: float = GOAL):
+def rank(line: dict):
     """What makes a run better than another: the goal in fewer steps, or else a higher accuracy at the end."""
-    steps = steps_to_goal(line["curve"], goal)
+    steps = steps_to_goal(line["curve"])
     return (steps is None, steps or 0.0, -line["final"])
 
 
-def best(lines: list[dict], goal: float = GOAL) -> dict:
+def best(lines: list[dict]) -> dict:
     """The best of the runs of a grid."""
-    return min(lines, key=lambda line: rank(line, goal))
+    return min(lines, key=rank)
 
 
-def measure(out: Path, methods: list[str], seeds: int, task: Task, every: int = EVERY, goal: float = GOAL):
+def measure(out: Path, methods: list[str], seeds: int, task: Task, every: int):
     """Runs what is not in the file yet."""
     torch.set_num_threads(1)
     for method in methods:
         rates = grid(method)
         for lr in rates:
             _once(out, task, method, lr, 0, every)
-        while (further := beyond(rates, (chosen := _chosen(out, task, method, goal))["lr"])) and len(rates) < 6:
+        while (further := beyond(rates, (chosen := _chosen(out, task, method))["lr"])) and len(rates) < 6:
             rates.append(further)
             _once(out, task, method, further, 0, every)
         for seed in range(1, seeds):
@@ -79,8 +78,8 @@ def runs(lines: list[dict], method: str, task: Task) -> list[dict]:
     return find(lines, kind="curve", method=method, steps=task.steps, workers=task.workers, **task.what())
 
 
-def _chosen(out, task, method, goal):
-    return best(find(runs(read(out, missing_ok=True), method, task), seed=0), goal)
+def _chosen(out, task, method):
+    return best(find(runs(read(out, missing_ok=True), method, task), seed=0))
 
 
 def _once(out: Path, task: Task, method: str, lr: float, seed: int, every: int):

@@ -84,10 +84,10 @@ def on_ranks(path: Path, task: Task, **wanted) -> list[dict]:
     return find(lines, ranks=task.workers, **task.what(), **wanted)
 
 
-def to_goal(methods: dict[str, Method], name: str, rate: str, goal: float = GOAL) -> list[float]:
+def to_goal(methods: dict[str, Method], name: str, rate: str) -> list[float]:
     """Seconds that each seed takes to the goal, infinite if it does not get there, in ascending order."""
     method, first = methods[name], _first_ms(methods, rate)
-    reached = [curves.steps_to_goal(run["curve"], goal) for run in method.runs]
+    reached = [curves.steps_to_goal(run["curve"]) for run in method.runs]
     return sorted(method.seconds(step, rate, first) if step else float("inf") for step in reached)
 
 

@@ -56,7 +56,7 @@ def _timed(training: real.Ranks, count: int) -> dict:
     return {what: of_all / count for what, of_all in timed(steps).items()}
 
 
-def whole(out: Path, rate: str, rates: dict[str, float], seed: int, every: int, task: Task, goal: float = GOAL):
+def whole(out: Path, rate: str, rates: dict[str, float], seed: int, every: int, task: Task):
     """Whole trainings, one method after the other, each until it reaches the goal; time to evaluate does not count.
 
     Args:
@@ -68,7 +68,7 @@ def whole(out: Path, rate: str, rates: dict[str, float], seed: int, every: int, 
         for method, lr in rates.items():
             training, seconds, curve = real.Ranks(task, method, lr, seed), 0.0, []
             progress = Progress(label=f"{method} at {rate}", total=task.steps, shown=comm.rank == 0)
-            while training.steps < task.steps and not (curve and curve[-1][2] >= goal):
+            while training.steps < task.steps and not (curve and curve[-1][2] >= GOAL):
                 comm.Barrier()
                 start = time.perf_counter()
                 for _ in range(min(every, task.steps - training.steps)):

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 WORKERS, BATCH, HIDDEN = 4, 64, 2048
+TESTED = 2500  # test images on the way; at the end accuracy is taken of all
 MOMENTUM = 0.9  # of SGD and of Signum
 # What lines mean that were written before they said so.
 EARLIER = {"data": "Fashion-MNIST", "parameters": 5_824_522, "workers": WORKERS, "batch": BATCH}
@@ -23,11 +24,10 @@ class Task:
         hidden: width of the two hidden layers.
         steps: of a training; default: one pass over all images.
         batch: images of one worker in a step.
-        test_images: of which the accuracy is taken on the way; at the end it is taken of all.
         workers: how many share a step.
     """
 
-    def __init__(self, data_dir=None, hidden=HIDDEN, steps=None, batch=BATCH, test_images=2500, workers=WORKERS):
+    def __init__(self, data_dir=None, hidden=HIDDEN, steps=None, batch=BATCH, workers=WORKERS):
         images = data.load(data_dir)
         self.name, self.hidden, self.batch, self.workers = images.name, hidden, batch, workers
         mean, deviation = images.train_x.mean(), images.train_x.std()
@@ -37,7 +37,7 @@ class Task:
         self._train_y, self._test_y = torch.from_numpy(images.train_y), torch.from_numpy(images.test_y)
         self._pass = len(self._train_x) // (batch * workers)
         self.steps = steps or self._pass
-        self._some = slice(0, test_images)
+        self._some = slice(0, TESTED)
         self.tested = len(self._test_y[self._some])
 
     def what(self) -> dict:
