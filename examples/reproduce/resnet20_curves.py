@@ -17,8 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from recording import about, append, find, markdown, read
 
 SIZE = ("images", "test_images", "width", "blocks", "epochs", "batch_size")
@@ -65,41 +64,39 @@ def best_lr(args, optimizer: str) -> float | None:
 
 def train_all(args):
     """On these ranks: the grid if there is only one, then the seeds at the best learning rate."""
-    import horovod.torch as hvd
+    from mpi4py import MPI
 
-    hvd.init()
-    if hvd.size() == 1 and args.framework == "torch":
+    comm = MPI.COMM_WORLD
+    if comm.size == 1 and args.framework == "torch":
         for optimizer in args.optimizers:
             for lr in GRIDS[optimizer]:
-                _train(args, optimizer, lr, 0, 1)
+                _train(args, comm, optimizer, lr, 0)
     for seed in range(args.seeds):
         for optimizer in args.optimizers:
-            lr = hvd.broadcast_object(best_lr(args, optimizer), name="rate")
+            lr = comm.bcast(best_lr(args, optimizer))
             if lr is None:
                 raise SystemExit("the learning rates are tuned on one rank: mpirun -np 1 first")
-            _train(args, optimizer, lr, seed, hvd.size())
+            _train(args, comm, optimizer, lr, seed)
 
 
-def _train(args, optimizer, lr, seed, ranks):
-    import horovod.torch as hvd
-
-    what = {"framework": args.framework, "optimizer": optimizer, "lr": lr, "seed": seed, "ranks": ranks}
-    if hvd.broadcast_object(bool(finished(args, **what)), name="finished"):
+def _train(args, comm, optimizer, lr, seed):
+    what = {"framework": args.framework, "optimizer": optimizer, "lr": lr, "seed": seed, "ranks": comm.size}
+    if comm.bcast(bool(finished(args, **what))):
         return
-    path = args.out / f"{args.framework}-{optimizer}-lr{lr:g}-seed{seed}-ranks{ranks}.jsonl"
+    path = args.out / f"{args.framework}-{optimizer}-lr{lr:g}-seed{seed}-ranks{comm.size}.jsonl"
     checkpoint = path.with_suffix(".pt" if args.framework == "torch" else ".keras")
-    if hvd.rank() == 0:
+    if comm.rank == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
     steps = args.images // args.batch_size * args.epochs
-    options = {"optimizer": optimizer, "lr": lr, "seed": seed, "epochs": args.epochs, "batch-size": args.batch_size}
-    options |= {"images": args.images, "test-images": args.test_images, "width": args.width, "blocks": args.blocks}
+    options = {"optimizer": optimizer, "lr": lr, "seed": seed}
+    options |= {name.replace("_", "-"): getattr(args, name) for name in SIZE}
     options |= {"log": path, "checkpoint": checkpoint} | ({"data-dir": args.data_dir} if args.data_dir else {})
     argv = [f"--{name}={value}" for name, value in options.items()]
     # A tenth after half and after three quarters of the steps, as 32k and 48k of 64k.
     importlib.import_module(f"resnet20_{args.framework}").main(
         [*argv, "--no-cuda", "--milestones", str(steps // 2), str(3 * steps // 4)]
     )
-    if hvd.rank() == 0:
+    if comm.rank == 0:
         log = read(path)
         what |= {name: getattr(args, name) for name in SIZE} | {"data": log[0]["data"]}
         what |= {key: [line[key] for line in log] for key in ("loss", "accuracy", "bytes")}

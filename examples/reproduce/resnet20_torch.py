@@ -13,13 +13,11 @@ import torch.nn.functional as F
 
 import horovod_sign.torch as hvs  # horovod_sign
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from images import Batches
-from resnet20 import VOTES, Log, load, parse_arguments
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from devices import pin_torch
+from images import Batches
 from progress import Progress
+from resnet20 import VOTES, Log, load, parse_arguments
 from traffic import describe_bytes
 
 
