@@ -46,7 +46,7 @@ def corrupt(how: str, net, hostile: int):
 
 
 def train(task, how: str, hostile: int, steps: int, batch: int, seed: int) -> float:
-    """Test accuracy on rank 0's network, in per cent."""
+    """Test accuracy in per cent; each rank takes it of its own network, and all are the same."""
     net = network(seed)
     optimizer = wrap(how, net)
     corrupt(how, net, hostile)

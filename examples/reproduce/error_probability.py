@@ -93,7 +93,8 @@ def main(argv=None):
 
 def _said(skewed) -> tuple[str, str, str, bool]:
     (vote_one, mean_one), (vote_many, mean_many) = skewed[1], skewed[27]
-    return "0.854", f"{vote_many:.3f}; mean {mean_many:.3f}", "order", vote_many > vote_one and mean_many < mean_one
+    exact = f"{float(vote(0.4, 27)[1]):.3f}"
+    return exact, f"{vote_many:.3f}; mean {mean_many:.3f}", "order", vote_many > vote_one and mean_many < mean_one
 
 
 def draw(results, skewed, ratios, odd):

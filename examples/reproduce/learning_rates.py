@@ -12,7 +12,7 @@ carry over better than SGD's, whose steps are as long as the gradients.
 import sys
 
 import numpy as np
-from reporting import FLOATS, Check, Progress, arguments, exit_status, finish, panels, shades
+from reporting import FLOATS, Check, Progress, arguments, at_least, exit_status, finish, panels, shades
 from training import Method, load, shuffled, train
 
 from horovod_sign import rules
@@ -93,16 +93,7 @@ def compare(methods) -> list[Check]:
     """Nothing is derived here; but each method must have learnt, and as well as SGD within two points."""
     best = {label: max(accuracies) for label, _, accuracies in methods}
     reference = best["SGD"]
-    return [
-        Check(
-            f"{label}: test accuracy at its best rate, %",
-            f">= {reference - 2:.1f}",
-            f"{a:.1f}",
-            "SGD - 2",
-            a >= reference - 2,
-        )
-        for label, a in best.items()
-    ]
+    return [at_least(f"{label}: test accuracy at its best rate, %", reference - 2, a) for label, a in best.items()]
 
 
 def draw(methods, name):

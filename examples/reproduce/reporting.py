@@ -54,14 +54,12 @@ def _number(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def arguments(doc: str | None, name: str, argv: list[str] | None, *more: tuple[str, dict]):
-    """The flags of a script; `name` is that of its picture, `more` its own flags."""
+def arguments(doc: str | None, name: str, argv: list[str] | None):
+    """The flags of a script; `name` is that of its picture."""
     parser = argparse.ArgumentParser(description=doc and doc.split("\n\n")[0])
     parser.add_argument("--fast", action="store_true", help="in seconds: fewer steps and cases, wider tolerances")
     parser.add_argument("--out", type=Path, default=Path(f"{name}.png"), help=f"the picture; default: {name}.png here")
     parser.add_argument("--seed", type=int, default=0, help="of all noise; default: 0")
-    for flag, options in more:
-        parser.add_argument(flag, **options)
     return parser.parse_args(argv)
 
 

@@ -60,7 +60,7 @@ def train(rng, repeats: int, steps: int, every: int):
 
 
 def main(argv=None):
-    args = arguments(__doc__, "toy-problem", argv, ("--repeats", {"type": int, "help": "default: 50, then 1,000"}))
+    args = arguments(__doc__, "toy-problem", argv)
     rng = np.random.default_rng(args.seed)
     steps, every = (2000, 200) if args.fast else (10_000, 100)
     noisy, still = walks()
@@ -71,7 +71,7 @@ def main(argv=None):
         exact.append(noisy.loss()[0] + (DIMENSIONS - 1) * still.loss()[0])
 
     checks, drawn = [], None
-    for repeats in [args.repeats] if args.repeats else [200] if args.fast else [50, 1000]:
+    for repeats in [200] if args.fast else [50, 1000]:
         losses = train(rng, repeats, steps, every)
         drawn = losses if drawn is None else drawn
         for step in (1000, steps):
