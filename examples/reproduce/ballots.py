@@ -23,6 +23,16 @@ def _count(ballots, abstain: bool, n: int) -> np.ndarray:
     return algebra.unpack_votes(sign, nonzero, n)
 
 
+def descend(rng, start: np.ndarray, lr: float, steps: int, voters: int, hostile: int = 0) -> np.ndarray:
+    """f = |x|^2/2 by the vote of noisy gradients (unit noise): before each step, and after the last."""
+    x, losses = start.copy(), np.empty(steps + 1)
+    for step in range(steps):
+        losses[step] = (x**2).sum() / 2
+        x -= lr * majority(noisy_gradients(rng, x, voters, 1.0, hostile))
+    losses[steps] = (x**2).sum() / 2
+    return losses
+
+
 class Voters:
     """Voters that vote by a rule, each with a momentum of its own if the rule has one.
 

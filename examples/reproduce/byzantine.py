@@ -12,30 +12,17 @@ import math
 import sys
 
 import numpy as np
-from ballots import majority, noisy_gradients
+from ballots import descend
 from chains import Walk
 from reporting import THEORY, Progress, arguments, exit_status, finish, near, panels, shades
 
 VOTERS, DIMENSIONS, LR = 27, 1000, 0.01
 
 
-def train(rng, hostile: int, steps: int) -> np.ndarray:
-    """f before each step, and after the last."""
-    x, losses = rng.standard_normal(DIMENSIONS), np.empty(steps + 1)
-    for step in range(steps):
-        losses[step] = (x**2).sum() / 2
-        x -= LR * majority(noisy_gradients(rng, x, VOTERS, 1.0, hostile))
-    losses[steps] = (x**2).sum() / 2
-    return losses
-
-
 def expected(hostile: int, steps: int) -> tuple[list[float], float]:
     """E f before each step and after the last, and the standard deviation of f after the last."""
     walk = Walk(LR, 1.0, reach=5 + LR * steps, voters=VOTERS, hostile=hostile)
-    losses = [DIMENSIONS * walk.loss()[0]]
-    for _ in range(steps):
-        walk.step()
-        losses.append(DIMENSIONS * walk.loss()[0])
+    losses = [DIMENSIONS * loss for loss in walk.losses(steps)]
     return losses, math.sqrt(DIMENSIONS) * walk.loss()[1]
 
 
@@ -45,7 +32,7 @@ def main(argv=None):
     steps = 120 if args.fast else 600
     results, checks = {}, []
     for hostile in Progress([0, 8, 13, 14] if args.fast else range(15), "hostile", unit="number"):
-        losses = train(rng, hostile, steps)
+        losses = descend(rng, rng.standard_normal(DIMENSIONS), LR, steps, VOTERS, hostile)
         theory, deviation = expected(hostile, steps)
         results[hostile] = losses, theory
         what = f"{hostile} of 27 hostile, f at step {steps:,}"

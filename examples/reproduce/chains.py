@@ -85,6 +85,14 @@ class Walk:
         mean = self.mean(lambda x: x**2 / 2)
         return mean, math.sqrt(max(self.mean(lambda x: x**4 / 4) - mean**2, 0.0))
 
+    def losses(self, steps: int) -> list[float]:
+        """The expectation of x^2/2 before each of so many steps, and after the last."""
+        found = [self.loss()[0]]
+        for _ in range(steps):
+            self.step()
+            found.append(self.loss()[0])
+        return found
+
 
 def stationary(lr: float, sigma: float, voters: int, **options) -> tuple[float, float]:
     """The expectations of x and of x^2/2 after very many steps.

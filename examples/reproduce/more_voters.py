@@ -10,21 +10,12 @@ number votes as the odd one below it, but for its ties, which take no step: less
 import sys
 
 import numpy as np
-from ballots import majority, noisy_gradients
+from ballots import descend
 from chains import Walk, slope, stationary
 from reporting import THEORY, Progress, arguments, exit_status, finish, panels, shades, within
 
 DIMENSIONS, LR = 1000, 0.01
 CURVES = 400  # steps drawn
-
-
-def train(rng, voters: int, start: np.ndarray, steps: int) -> np.ndarray:
-    """f before each step."""
-    x, losses = start.copy(), np.empty(steps)
-    for step in range(steps):
-        losses[step] = (x**2).sum() / 2
-        x -= LR * majority(noisy_gradients(rng, x, voters, 1.0))
-    return losses
 
 
 def main(argv=None):
@@ -36,7 +27,8 @@ def main(argv=None):
     for voters in Progress(every, "voters", unit="number"):
         relaxation = 1 / (LR * slope(voters, 1.0))  # steps in which E x falls by e near 0
         arrived = int(6 * relaxation) + 300
-        losses = train(rng, voters, rng.standard_normal(DIMENSIONS), arrived + int(relaxations * relaxation))
+        steps = arrived + int(relaxations * relaxation)
+        losses = descend(rng, rng.standard_normal(DIMENSIONS), LR, steps, voters)[:steps]
         curves[voters] = losses[:CURVES]
         settled[voters] = losses[arrived:].mean()
         expected = DIMENSIONS * stationary(LR, 1.0, voters)[1]
@@ -55,10 +47,7 @@ def draw(curves, settled):
         if voters % 2:
             left.plot(losses, color=colour[voters], label=f"{voters}")
             walk = Walk(LR, 1.0, reach=4 + LR * CURVES + 1, voters=voters)
-            theory = []
-            for _ in losses:
-                theory.append(DIMENSIONS * walk.loss()[0])
-                walk.step()
+            theory = [DIMENSIONS * loss for loss in walk.losses(len(losses) - 1)]
             left.plot(theory, color=THEORY, lw=1, ls=":")
     left.set(
         xlabel="steps", ylabel="f = |x|²/2", yscale="log", title="1,000 dimensions, unit noise, lr 0.01 (dotted: exact)"
