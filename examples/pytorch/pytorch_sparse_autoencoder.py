@@ -4,7 +4,6 @@ All of Horovod's names come from horovod_sign.torch, by one changed import line.
 not have are tagged "horovod_sign".
 """
 
-import os
 import sys
 import time
 from pathlib import Path
@@ -21,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from devices import pin_torch
 from progress import Progress
 from sparse_autoencoder import describe, load, parse_arguments
+from torch_checkpoints import resume, write
 from traffic import describe_bytes
 
 
@@ -83,26 +83,11 @@ def test(model, x):
 
 
 def save(args, epoch, model, optimizer, scheduler):
-    """All that is needed to go on; written whole, so that an interrupted one never looks like a checkpoint."""
+    """All that is needed to go on."""
     of_optimizer = optimizer.state_dict()
     if args.optimizer != "float32-adam":  # horovod_sign
         of_optimizer = hvd.gather_state_dict(optimizer)  # horovod_sign: with the momenta of all ranks, on rank 0
-    if hvd.rank() == 0:
-        path = args.checkpoint.format(epoch=epoch)
-        states = {"model": model.state_dict(), "optimizer": of_optimizer, "scheduler": scheduler.state_dict()}
-        torch.save({"epoch": epoch, **states}, f"{path}.part")
-        os.replace(f"{path}.part", path)
-
-
-def resume(args, model, optimizer, scheduler) -> int:
-    """Loads what rank 0 reads; the number of epochs that are done."""
-    saved = hvd.broadcast_object(
-        torch.load(args.resume, map_location="cpu", weights_only=True) if hvd.rank() == 0 else None, name="checkpoint"
-    )
-    model.load_state_dict(saved["model"])
-    optimizer.load_state_dict(saved["optimizer"])
-    scheduler.load_state_dict(saved["scheduler"])
-    return saved["epoch"]
+    write(args.checkpoint.format(epoch=epoch), epoch, model, of_optimizer, scheduler)
 
 
 def main(argv=None):
@@ -122,7 +107,7 @@ def main(argv=None):
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs * len(loader))
     hvd.broadcast_parameters(model.state_dict(), root_rank=0)
     hvd.broadcast_optimizer_state(optimizer, root_rank=0)
-    done = resume(args, model, optimizer, scheduler) if args.resume else 0
+    done = resume(args.resume, model, optimizer, scheduler) if args.resume else 0
 
     if hvd.rank() == 0:
         print(f"{args.optimizer} on {name}: {len(train_x):,} patches, {hvd.size()} ranks", flush=True)

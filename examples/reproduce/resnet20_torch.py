@@ -3,7 +3,6 @@
 Lines that a plain Horovod script does not have are tagged "horovod_sign".
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from devices import pin_torch
 from images import Batches
 from progress import Progress
 from resnet20 import VOTES, Log, load, parse_arguments
+from torch_checkpoints import resume, write
 from traffic import describe_bytes
 
 
@@ -110,27 +110,11 @@ def test(model, x, y) -> float:
 
 
 def save(args, epoch, model, optimizer, scheduler):
-    """All that is needed to go on; written whole, so that an interrupted one never looks like a checkpoint."""
+    """All that is needed to go on."""
     of_optimizer = optimizer.state_dict()
     if args.optimizer in VOTES:  # horovod_sign
         of_optimizer = hvs.gather_state_dict(optimizer)  # horovod_sign: with the momenta of all ranks, on rank 0
-    if hvd.rank() == 0:
-        states = {"model": model.state_dict(), "optimizer": of_optimizer, "scheduler": scheduler.state_dict()}
-        torch.save({"epoch": epoch, **states}, f"{args.checkpoint}.part")
-        os.replace(f"{args.checkpoint}.part", args.checkpoint)
-
-
-def resume(args, model, optimizer, scheduler) -> int:
-    """Loads what rank 0 finds; the number of epochs that are done."""
-    found = args.checkpoint and hvd.rank() == 0 and os.path.exists(args.checkpoint)
-    checkpoint = torch.load(args.checkpoint, map_location="cpu", weights_only=True) if found else None
-    saved = hvd.broadcast_object(checkpoint, name="checkpoint")
-    if saved is None:
-        return 0
-    model.load_state_dict(saved["model"])
-    optimizer.load_state_dict(saved["optimizer"])
-    scheduler.load_state_dict(saved["scheduler"])
-    return saved["epoch"]
+    write(args.checkpoint, epoch, model, of_optimizer, scheduler)
 
 
 def main(argv=None):
@@ -147,7 +131,7 @@ def main(argv=None):
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, args.milestones, 0.1)
     hvd.broadcast_parameters(model.state_dict(), root_rank=0)
     hvd.broadcast_optimizer_state(optimizer, root_rank=0)
-    done = resume(args, model, optimizer, scheduler)
+    done = resume(args.checkpoint, model, optimizer, scheduler, missing_ok=True) if args.checkpoint else 0
 
     coordinates = sum(p.numel() for p in model.parameters())
     log = Log(args, hvd.rank() == 0, done, coordinates, hvd.size(), data=images.name, framework="PyTorch")
