@@ -11,7 +11,6 @@ tf = pytest.importorskip("tensorflow")
 hvd = pytest.importorskip("horovod.tensorflow")
 import keras  # noqa: E402
 import simulation  # noqa: E402
-import tf_rules  # noqa: E402
 from tf_rules import TwoMomenta  # noqa: E402
 
 import horovod_sign.tensorflow.keras as hvs  # noqa: E402
@@ -89,7 +88,7 @@ def test_a_rule_of_ones_own_equals_numpy(distributed):
     gradients = random.standard_normal((STEPS, 50)).astype(np.float32)
     gradients[3, :3] = [np.inf, -np.inf, np.nan]
     x, optimizer = keras.Variable(np.zeros(50, np.float32)), hvs.SignOptimizer(0.5, TwoMomenta())
-    workers = simulation.Workers([np.zeros(50)], 1, tf_rules.TWO_MOMENTA)
+    workers = simulation.Workers([np.zeros(50)], 1, simulation.TWO_MOMENTA)
     apply(hvs.DistributedOptimizer(optimizer) if distributed else optimizer, x, gradients)
     np.testing.assert_array_equal(x.numpy(), -0.5 * sum(workers.votes([[g]])[0].astype(np.float32) for g in gradients))
     np.testing.assert_array_equal(optimizer.states_of([x]).slots[0], workers.states[0][0])

@@ -10,7 +10,7 @@ import tensorflow as tf
 import tf_rules
 from mpi4py import MPI
 from ranks import RANK, SIZE, process_sets
-from simulation import LION, SIGNSGD, Workers, signum
+from simulation import LION, SIGNSGD, TWO_MOMENTA, Workers, signum
 
 import horovod_sign.tensorflow.keras as hvs
 from horovod_sign.tensorflow import DistributedGradientTape
@@ -61,14 +61,14 @@ CASES = {
     "Muon": (lambda: wrap(hvs.SignOptimizer(0.01, tf_rules.Muon())), {"rule": tf_rules.MUON}, {}),
     "a rule's compression": (
         lambda: wrap(SGD(0.01), compression=hvs.Compression.of(tf_rules.TwoMomenta())),
-        {"rule": tf_rules.TWO_MOMENTA},
+        {"rule": TWO_MOMENTA},
         {},
     ),
     "a rule, loss scale, accumulation": (
         lambda: wrap(
             Scaled(hvs.SignOptimizer(0.01, tf_rules.TwoMomenta(), gradient_accumulation_steps=2), initial_scale=64.0)
         ),
-        {"rule": tf_rules.TWO_MOMENTA, "accumulate": 2},
+        {"rule": TWO_MOMENTA, "accumulate": 2},
         {},
     ),
     "eager": (lambda: wrap(hvs.Signum(0.01, 0.5)), {"rule": HALF}, {"run_eagerly": True}),

@@ -42,6 +42,14 @@ class Own(NamedTuple):
     warmup: int = 0
 
 
+def _two_momenta(g, fast, slow):
+    fast, slow = np.float32(0.5) * fast + g, np.float32(0.875) * slow + g
+    return fast - slow, fast, slow
+
+
+TWO_MOMENTA = Own(_two_momenta, 2, warmup=2)  # what the rule TwoMomenta of torch_rules and tf_rules does
+
+
 def signum(momentum: float, warmup: int = 0) -> Rule:
     """Votes on the new momentum; `warmup` is C(momentum) of the paper, or 0."""
     return Rule(momentum, momentum, warmup)

@@ -62,11 +62,5 @@ def _muon(g, m):
     return orthogonalised(tf.constant(m)).numpy(), m
 
 
-def _two_momenta(g, fast, slow):
-    fast, slow = np.float32(0.5) * fast + g, np.float32(0.875) * slow + g
-    return fast - slow, fast, slow
-
-
 MUON = simulation.Own(_muon, 1)
-TWO_MOMENTA = simulation.Own(_two_momenta, 2, warmup=2)
 CLIPPED = simulation.Own(lambda g: (g * (np.abs(g) > np.float32(0.5)),), 0)

@@ -56,13 +56,8 @@ def _muon(g, m):
     return orthogonalised(torch.from_numpy(m)).numpy(), m
 
 
-def _two_momenta(g, fast, slow):
-    fast, slow = np.float32(0.5) * fast + g, np.float32(0.875) * slow + g
-    return fast - slow, fast, slow
-
-
 RULES = {
     "Muon": (Muon(), simulation.Own(_muon, 1)),
-    "TwoMomenta": (TwoMomenta(), simulation.Own(_two_momenta, 2, warmup=2)),
+    "TwoMomenta": (TwoMomenta(), simulation.TWO_MOMENTA),
     "Clipped": (Clipped(), simulation.Own(lambda g: (g * (np.abs(g) > np.float32(0.01)),), 0)),
 }

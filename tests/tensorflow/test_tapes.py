@@ -27,7 +27,7 @@ KINDS = {
     "warmup": (lambda: hvs.Compression.signum(0.75, warmup=True), simulation.signum(0.75, 2), True),
     "lion": (hvs.Compression.lion, simulation.LION, True),
     "Muon": (lambda: hvs.Compression.of(tf_rules.Muon()), tf_rules.MUON, True),
-    "two momenta": (lambda: hvs.Compression.of(tf_rules.TwoMomenta()), tf_rules.TWO_MOMENTA, False),
+    "two momenta": (lambda: hvs.Compression.of(tf_rules.TwoMomenta()), simulation.TWO_MOMENTA, False),
     "clipped": (lambda: hvs.Compression.of(tf_rules.Clipped()), tf_rules.CLIPPED, True),
 }
 
