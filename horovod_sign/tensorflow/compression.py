@@ -92,9 +92,17 @@ class SignCompressor:
     def gather_state_dict(
         self, variables: Sequence[Any], process_set: hvd.ProcessSet = hvd.global_process_set
     ) -> dict[str, np.ndarray]:
-        """`state_dict` with what all ranks vote by, along the first axis of each array, for one file. A collective."""
-        own = self._own(variables)
-        return {} if own is None else Kept(flat(own.slots), [own.votes], own.votes.numpy, process_set).gather()
+        """`state_dict` with what all ranks vote by, along the first axis of each array, for one file. A collective.
+
+        Raises:
+            ValueError: ranks have other variables, or rules that keep something else. On all ranks.
+        """
+        own, error = None, None
+        try:
+            own = self._own(variables)
+        except Exception as invalid:  # whatever it is: the other ranks wait
+            error = invalid
+        return _kept(own, process_set).gather("gather_state_dict", error=error)
 
     def load_state_dict(
         self,
@@ -122,7 +130,7 @@ class SignCompressor:
                 f"but here are {wanted or 'none'}"
             )
         if own is not None:
-            Kept(slots, [own.votes], own.votes.numpy, process_set).take(saved)
+            _kept(own, process_set).take(saved)
 
     def loaded_for(self, variables: tuple[int, ...]) -> "tuple[Loaded | None, list[int | None]]":
         """What was loaded last for some of the variables of these identities, and the place of each in that."""
@@ -175,6 +183,13 @@ class SignCompressor:
             tensor = tf.identity(tensor)
         decided = messages.decode_fields(tensor, ctx.bits, one_bit=not self._abstain)
         return unpacker(((ctx.shape, ctx.dtype),), self._abstain)(*decided)[0]
+
+
+def _kept(own: OwnStates | None, process_set) -> Kept:
+    """The states of a rule; none if it keeps none."""
+    if own is None:
+        return Kept([], [], None, process_set)
+    return Kept(flat(own.slots), [own.votes], own.votes.numpy, process_set)
 
 
 class _Context(NamedTuple):

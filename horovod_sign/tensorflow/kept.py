@@ -4,7 +4,7 @@ A rank that has voted, or has loaded what it votes by, has a history and keeps i
 those that have one.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import horovod.tensorflow as hvd
 import numpy as np
@@ -12,6 +12,8 @@ import tensorflow as tf
 
 from horovod_sign.momenta import of_rank
 from horovod_sign.tensorflow.broadcasting import parts_of
+from horovod_sign.tensorflow.handshake import agree
+from horovod_sign.voting.handshake import Item
 
 
 class Kept:
@@ -46,15 +48,30 @@ class Kept:
             if totals and not has_history:
                 slot.assign(tf.reshape(tf.concat(totals, 0) / number, slot.shape))
 
-    def gather(self) -> dict[str, np.ndarray]:
-        """The momenta of all ranks along the first axis of each array, and the counter. A collective."""
+    def gather(
+        self, what: str, items: Sequence[Item] = (), error: Exception | None = None, wanted: bool = True
+    ) -> dict[str, np.ndarray]:
+        """The momenta of all ranks along the first axis of each array, and the counter. A collective.
+
+        Args:
+            what: who asks, for errors.
+            items: what else must be alike on all ranks.
+            error: why this rank cannot take part, if it cannot.
+            wanted: whether this rank is to have them, M times its own; where not, it only gives its own.
+
+        Raises:
+            TypeError, ValueError: a rank has an error, or they differ. On all ranks.
+        """
+        self._agree(what, items, error, self.process_set)
         gathered, size = {}, self.process_set.size()
         for i, slot in enumerate(self.slots):
             name, rows = f"horovod_sign.tf.gather_momentum.{i}", [np.zeros((size, 0), np.float32)]
             for part in parts_of(slot.read_value(), size):
-                rows.append(hvd.allgather(part[None], name=name, process_set=self.process_set).numpy())
-            gathered[f"momentum{i}"] = np.concatenate(rows, axis=1).reshape(size, *slot.shape)
-        for counter in self.counters:
+                row = hvd.allgather(part[None], name=name, process_set=self.process_set)
+                rows += [row.numpy()] if wanted else []
+            if wanted:
+                gathered[f"momentum{i}"] = np.concatenate(rows, axis=1).reshape(size, *slot.shape)
+        for counter in self.counters if wanted else ():
             gathered["votes"] = counter.numpy()
         return gathered
 
@@ -65,3 +82,11 @@ class Kept:
             slot.assign(of_rank(gathered[f"momentum{i}"], rank, size))
         for counter in self.counters:
             counter.assign(gathered["votes"])
+
+    def _agree(self, what, items, error, process_set):
+        """Asks whether all ranks have slots of the same shapes: each is a collective of its own."""
+        if process_set.size() > 1:
+            shapes = [(f"momentum {i}", str(tuple(slot.shape))) for i, slot in enumerate(self.slots)]
+            agree(what, [*items, *shapes], error, process_set)
+        elif error is not None:
+            raise error

@@ -93,6 +93,24 @@ def test_what_a_compression_votes_by_is_saved_and_loaded(late, tmp_path):
     assert hvs.Compression.signsgd().state_dict(task.variables) == {}
 
 
+@pytest.mark.fault("resume")
+@pytest.mark.limit(30)  # where ranks are not asked first, some wait for states that others do not have
+@pytest.mark.parametrize("other", ["a variable fewer", "a rule without states", "no variable"])
+def test_states_that_ranks_do_not_have_alike_are_not_gathered(other):
+    compression, variables = hvs.Compression.signum(0.9), Task().variables
+    words, error = "momentum 1 is .* on rank 0 and nothing more on rank 1", ValueError
+    if other == "no variable":
+        words, error = "rank 1", (TypeError, ValueError)
+    if RANK == 1:
+        if other == "a rule without states":
+            compression = hvs.Compression.signsgd()
+        variables = {"a variable fewer": variables[:1], "no variable": [variables[0], "second"]}.get(other, variables)
+    if other == "a rule without states":
+        words = "momentum 0 is .* on rank 0 and nothing more on rank 1"
+    with pytest.raises(error, match=words):
+        compression.gather_state_dict(variables)
+
+
 @pytest.mark.fault("two-models")
 def test_two_models_with_one_compression_do_not_mix():
     tasks, compression = [Task(1), Task(2)], hvs.Compression.signum(0.9)

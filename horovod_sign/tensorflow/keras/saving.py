@@ -21,7 +21,7 @@ import horovod.tensorflow as hvd
 import keras
 import numpy as np
 
-from horovod_sign.tensorflow.handshake import agree
+from horovod_sign.tensorflow.kept import Kept
 from horovod_sign.tensorflow.keras import models
 from horovod_sign.tensorflow.keras.distributed import DistributedOptimizer, is_distributed, step_of
 from horovod_sign.tensorflow.keras.momenta import Momenta
@@ -34,7 +34,7 @@ def save_model(model: keras.Model, filepath: str | os.PathLike[str]) -> None:
     """Saves a model with its distributed optimizer, and the momenta of all ranks, in one file in Keras's format.
 
     A collective of the ranks that vote; the first of them writes, and replaces an older file only when all is written.
-    It holds M times the momentum for it, M the number of ranks. Gradients that are summed for a later vote
+    It alone holds M times the momentum for it, M the number of ranks. Gradients that are summed for a later vote
     (`gradient_accumulation_steps`) are not saved: save when a vote is done.
 
     Args:
@@ -53,8 +53,9 @@ def save_model(model: keras.Model, filepath: str | os.PathLike[str]) -> None:
     check_saving(model)
     models.build_optimizer(model)
     process_set = step_of(model.optimizer).process_set
-    gathered = _gathered(model.optimizer, process_set)
-    error = _write(model, path, gathered) if process_set.rank() == 0 else None
+    writes = process_set.rank() == 0
+    gathered = _gathered(model.optimizer, process_set, writes)
+    error = _write(model, path, gathered) if writes else None
     root = process_set.ranks[0] if process_set.ranks else 0
     error = hvd.broadcast_object(error, root, name="horovod_sign.tf.save_model", process_set=process_set)
     if error is not None:
@@ -138,14 +139,11 @@ def check_saving(model: keras.Model) -> None:
     step_of(optimizer)
 
 
-def _gathered(optimizer, process_set) -> dict[str, np.ndarray]:
+def _gathered(optimizer, process_set, wanted: bool) -> dict[str, np.ndarray]:
     """The momenta of all ranks; none of an optimizer that is not built yet, which must be so on all ranks."""
-    own = Momenta(optimizer) if optimizer.built else None
-    if process_set.size() > 1:
-        items = [("the optimizer", "not built" if own is None else "built")]
-        items += [(f"momentum {i}", str(tuple(slot.shape))) for i, slot in enumerate(own.slots if own else ())]
-        agree("save_model", items, None, process_set)
-    return {} if own is None else own.gather()
+    own = Momenta(optimizer) if optimizer.built else Kept([], [], None, process_set)
+    built = ("the optimizer", "built" if optimizer.built else "not built")
+    return own.gather("save_model", [built], wanted=wanted)
 
 
 def _optimizer(model, why: str):
