@@ -118,7 +118,8 @@ class SignCompressor:
             process_set: Horovod's, of the ranks that vote.
 
         Raises:
-            ValueError: the saved states are those of other variables or of another compression.
+            ValueError: the saved states are those of other variables or of another compression, or lack "votes".
+                Nothing is loaded then.
         """
         own = self._own(variables)
         slots = [] if own is None else flat(own.slots)
@@ -129,6 +130,8 @@ class SignCompressor:
                 f"the saved states are not of this compression and these variables: they have {found or 'nothing'}, "
                 f"but here are {wanted or 'none'}"
             )
+        if own is not None and "votes" not in saved:
+            raise ValueError('the saved states do not say how many votes they have seen: "votes" is not among them')
         if own is not None:
             _kept(own, process_set).take(saved)
 

@@ -90,6 +90,11 @@ def test_what_a_compression_votes_by_is_saved_and_loaded(late, tmp_path):
         np.testing.assert_array_equal(second.state_dict(task.variables)[f"momentum{i}"][0], mean)
     with pytest.raises(ValueError, match="not of this compression and these variables"):
         second.load_state_dict(saved, task.variables[:1])
+    before = second.state_dict(task.variables)
+    with pytest.raises(ValueError, match="how many votes"):
+        second.load_state_dict(saved, task.variables)
+    after = second.state_dict(task.variables)
+    assert before.keys() == after.keys() and all((before[key] == after[key]).all() for key in before)
     assert hvs.Compression.signsgd().state_dict(task.variables) == {}
 
 
