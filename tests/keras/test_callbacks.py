@@ -40,6 +40,12 @@ def test_metrics_become_means():
     callback.on_epoch_end(2, None)
 
 
+@pytest.mark.limit(30)  # where the rank that cannot take part does not say so, the other waits for it
+def test_a_metric_that_is_no_number_is_an_error_on_all_ranks():
+    with pytest.raises(ValueError, match=r"rank 1.*could not convert string to float"):
+        hvs.callbacks.MetricAverageCallback().on_epoch_end(0, {"loss": "none yet" if RANK == 1 else 1.0})
+
+
 @pytest.mark.ranks(3)  # a set of two of them
 @pytest.mark.limit(30)  # where the other is asked too, they wait for it
 def test_within_a_process_set():

@@ -136,9 +136,12 @@ class MetricAverageCallback(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if logs is None or self.process_set.size() == 1:
             return
-        keys = sorted(logs)
-        agree("MetricAverageCallback", [("the list of metrics", ", ".join(keys))], None, self.process_set)
-        values = np.array([logs[key] for key in keys], np.float64)
+        keys, values, error = sorted(logs), None, None
+        try:
+            values = np.array([logs[key] for key in keys], np.float64)
+        except Exception as invalid:  # no number, whatever it is: the other ranks wait
+            error = invalid
+        agree("MetricAverageCallback", [("the list of metrics", ", ".join(keys))], error, self.process_set)
         means = hvd.allreduce(values, op=hvd.Average, name="horovod_sign.tf.metrics", process_set=self.process_set)
         logs.update(zip(keys, np.asarray(means).tolist(), strict=True))
 
