@@ -35,11 +35,16 @@ class Kept:
         return bool(self.slots) and int(self._votes()) > 0
 
     def share(self, has_history: bool, process_set):
-        """Gives ranks without a history the mean of the others' momenta. A collective."""
+        """Gives ranks without a history the mean of the others' momenta. A collective.
+
+        Raises:
+            ValueError: ranks have other momenta than others. On all ranks.
+        """
         voice = tf.constant(int(has_history), tf.int32)
         number = int(hvd.allreduce(voice, op=hvd.Sum, name="horovod_sign.tf.histories", process_set=process_set))
         if number in (0, process_set.size()):
             return
+        self._agree("momenta to start with", (), None, process_set)
         for i, slot in enumerate(self.slots):
             mine = slot.read_value() if has_history else tf.zeros(slot.shape)
             name, totals = f"horovod_sign.tf.mean_momentum.{i}", []

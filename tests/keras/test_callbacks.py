@@ -46,6 +46,16 @@ def test_a_metric_that_is_no_number_is_an_error_on_all_ranks():
         hvs.callbacks.MetricAverageCallback().on_epoch_end(0, {"loss": "none yet" if RANK == 1 else 1.0})
 
 
+@pytest.mark.limit(30)  # where ranks are not asked first, the one with a momentum waits for the other
+def test_momenta_that_only_some_ranks_have_are_not_shared():
+    optimizer = hvs.DistributedOptimizer(hvs.SignSGD(0.5) if RANK == 1 else hvs.Signum(0.5, 0.5))
+    net = compiled(optimizer)
+    optimizer.build(net.trainable_variables)
+    optimizer.iterations.assign(1)
+    with pytest.raises(ValueError, match=r"momentum 0 is .* on rank 0 and nothing more on rank 1"):
+        begin(hvs.callbacks.BroadcastGlobalVariablesCallback(0), net)
+
+
 @pytest.mark.ranks(3)  # a set of two of them
 @pytest.mark.limit(30)  # where the other is asked too, they wait for it
 def test_within_a_process_set():
