@@ -4,11 +4,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from horovod_sign.voting.collectives import Allgather, Alltoall, Request
+from horovod_sign.voting.collectives import Allgather, Alltoall, AtOnce, Request
 
 
-class ProcessGroupCollectives:
-    """`voting.collectives.Collectives` over a process group, each carried out at once; the handle is the result.
+class ProcessGroupCollectives(AtOnce):
+    """`voting.collectives.Collectives` over a process group.
 
     A process group pairs what ranks ask of it by its order alone, so whatever else uses the same group must come in the
     same order on all ranks: a group of one's own is best.
@@ -18,8 +18,6 @@ class ProcessGroupCollectives:
     Args:
         group: the process group; this rank is in it.
     """
-
-    ordered = True
 
     def __init__(self, group: dist.ProcessGroup):
         self._group, self._device = group, device_of(group)
@@ -34,15 +32,6 @@ class ProcessGroupCollectives:
         words = self._there(request.words)
         dist.all_reduce(words, group=self._group)
         return words.cpu().numpy()
-
-    def done(self, handle) -> bool:
-        return True
-
-    def finish(self, handle: np.ndarray) -> np.ndarray:
-        return handle
-
-    def idle(self):
-        pass
 
     def _alltoall(self, buffer: np.ndarray, lengths: list[int]) -> np.ndarray:
         incoming = self._tell_each(lengths)

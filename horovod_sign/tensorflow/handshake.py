@@ -5,13 +5,11 @@ import numpy as np
 import tensorflow as tf
 
 from horovod_sign.voting import handshake
-from horovod_sign.voting.collectives import Allgather, Vote
+from horovod_sign.voting.collectives import Allgather, AtOnce, Vote
 
 
-class EagerCollectives:
-    """`voting.collectives.Collectives`, without the alltoall, each carried out at once; the handle is the result."""
-
-    ordered = True
+class EagerCollectives(AtOnce):
+    """`voting.collectives.Collectives`, without the alltoall."""
 
     def __init__(self, process_set):
         self._process_set = process_set
@@ -22,15 +20,6 @@ class EagerCollectives:
             return np.asarray(hvd.allgather(request.buffer, name=name, process_set=self._process_set))
         words = tf.constant(request.words)
         return np.asarray(hvd.allreduce(words, op=hvd.Sum, name=name, process_set=self._process_set))
-
-    def done(self, handle) -> bool:
-        return True
-
-    def finish(self, handle) -> np.ndarray:
-        return handle
-
-    def idle(self):
-        pass
 
 
 def agree(what: str, items: list[handshake.Item], error: Exception | None, process_set, number: int = 0) -> int:

@@ -1,7 +1,8 @@
-"""The three collectives that a vote needs, as requests: who carries them out, and when, is the caller's affair.
+"""The collectives that a vote needs, as requests: who carries them out, and when, is the caller's affair.
 
-A protocol (`exchange`, `counts`) is a generator that yields requests and is sent their results. mpi4py carries each out
-at once; Horovod's engine carries them out in the background, so that several votes and backward overlap.
+A protocol (`exchange`, `counts`) is a generator that yields requests and is sent their results: three collectives, and
+for votes of nodes an average, or an allgather, within a node. mpi4py carries each out at once; Horovod's engine carries
+them out in the background, so that several votes and backward overlap.
 """
 
 from collections.abc import Generator
@@ -70,6 +71,21 @@ class Collectives(Protocol):
 
     def idle(self):
         """Lets a moment pass for requests to go on."""
+
+
+class AtOnce:
+    """A base of `Collectives` that carry each request out when it is started: the handle is the result."""
+
+    ordered = True
+
+    def done(self, handle: Any) -> bool:
+        return True
+
+    def finish(self, handle: Any) -> Any:
+        return handle
+
+    def idle(self) -> None:
+        pass
 
 
 def bytes_sent(request: Request | Within, size: int, rank: int) -> int:

@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike
 
 from horovod_sign import algebra
 from horovod_sign.launched import warn_if_alone
-from horovod_sign.voting.collectives import Allgather, Alltoall, Request, Vote
+from horovod_sign.voting.collectives import Allgather, Alltoall, AtOnce, Request, Vote
 from horovod_sign.voting.handshake import agree, argument
 from horovod_sign.voting.inputs import as_array
 from horovod_sign.voting.library import load_mpi
@@ -77,10 +77,8 @@ def majority_vote(
     return vote.reshape(shape)
 
 
-class MpiCollectives:
-    """`collectives.Collectives` by mpi4py, each carried out at once; the handle is the result."""
-
-    ordered = True
+class MpiCollectives(AtOnce):
+    """`collectives.Collectives` by mpi4py."""
 
     def __init__(self, comm: "MPI.Intracomm") -> None:
         self._comm, self.rank, self.size = comm, comm.rank, comm.size
@@ -93,15 +91,6 @@ class MpiCollectives:
         summed = np.empty_like(request.words)
         self._comm.Allreduce(request.words, summed)  # MPI.SUM is mpi4py's default
         return summed
-
-    def done(self, handle: Any) -> bool:
-        return True
-
-    def finish(self, handle: Any) -> Any:
-        return handle
-
-    def idle(self) -> None:
-        pass
 
     def _alltoall(self, buffer: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         incoming = self._tell_each(lengths)
