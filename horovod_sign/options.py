@@ -8,7 +8,7 @@ import numbers
 import os
 
 from horovod_sign.launched import warn_if_alone
-from horovod_sign.voting.protocols import TRANSPORTS
+from horovod_sign.voting.protocols import check_transport
 
 
 def require_horovod(hvd, before: str = "the first vote"):
@@ -47,8 +47,7 @@ def check_process_set(hvd, process_set):
 
 def check_voting(hvd, process_set, transport, passes, hierarchical):
     """Raises for what votes cannot be like."""
-    if not isinstance(transport, str) or transport not in TRANSPORTS:
-        raise ValueError(f"transport must be one of {', '.join(map(repr, TRANSPORTS))}, got {transport!r}")
+    check_transport(transport)
     if not isinstance(passes, int) or passes < 1:
         raise ValueError(f"backward_passes_per_step must be an integer of at least 1, got {passes!r}")
     if hierarchical:

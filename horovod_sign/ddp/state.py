@@ -17,7 +17,7 @@ from horovod_sign.statistics import Monitor, VoteStatistics
 from horovod_sign.tensors.scalers import check_scaler
 from horovod_sign.voting.choice import choose
 from horovod_sign.voting.handshake import argument
-from horovod_sign.voting.protocols import TRANSPORTS
+from horovod_sign.voting.protocols import check_transport
 
 _OTHER_MODEL = (
     "this ddp.VoteState votes for another model already, whose parameters and buckets are others: make one for each "
@@ -179,8 +179,7 @@ def _check(rule, abstain, transport, grad_scaler, size: int):
     rules.check_rule(rule)
     if not isinstance(abstain, bool):
         raise TypeError(f"abstain must be True or False, got {abstain!r}")
-    if transport not in TRANSPORTS:
-        raise ValueError(f"transport must be one of {', '.join(map(repr, TRANSPORTS))}, got {transport!r}")
+    check_transport(transport)
     if transport == "counts":
         counts_bits(size)
     check_scaler(grad_scaler)

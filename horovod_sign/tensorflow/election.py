@@ -31,7 +31,7 @@ from horovod_sign.voting.hierarchy import vote_of_nodes
 from horovod_sign.voting.messages import Planes
 from horovod_sign.voting.nodes import find_nodes
 from horovod_sign.voting.plan import plan
-from horovod_sign.voting.protocols import PROTOCOLS, TRANSPORTS
+from horovod_sign.voting.protocols import PROTOCOLS, check_transport
 
 # Coordinates per bucket: few Horovod ops, and one bucket is packed or unpacked while another is on its way.
 BUCKET = 2**24
@@ -101,8 +101,7 @@ class Election:
         hierarchical: bool = False,
         instead_of: "Election | None" = None,
     ):
-        if transport not in TRANSPORTS:
-            raise ValueError(f"transport must be one of {', '.join(map(repr, TRANSPORTS))}, got {transport!r}")
+        check_transport(transport)
         self.rule, self.abstain = rule, abstain
         self._process_set, self._transport = process_set, transport
         self._bucket_bytes, self._hierarchical, self._nodes = bucket_bytes, hierarchical, None

@@ -12,7 +12,7 @@ from horovod_sign.voting.handshake import agree, argument
 from horovod_sign.voting.inputs import as_array
 from horovod_sign.voting.library import load_mpi
 from horovod_sign.voting.messages import Planes
-from horovod_sign.voting.protocols import PROTOCOLS, TRANSPORTS
+from horovod_sign.voting.protocols import PROTOCOLS, check_transport
 
 if TYPE_CHECKING:
     import torch
@@ -140,8 +140,7 @@ def _check(x: np.ndarray, abstain: Any, transport: Any, size: int) -> None:
     """Raises TypeError or ValueError for what is wrong with this rank's arguments by themselves."""
     if not isinstance(abstain, bool | np.bool_):
         raise TypeError(f"abstain must be True or False, got {abstain!r}")
-    if not isinstance(transport, str) or transport not in TRANSPORTS:
-        raise ValueError(f"transport must be one of {', '.join(map(repr, TRANSPORTS))}, got {transport!r}")
+    check_transport(transport)
     algebra.dtype_code(x.dtype)
     if transport == "counts":
         algebra.counts_bits(size)

@@ -15,6 +15,12 @@ from horovod_sign.voting.collectives import Allgather, Allreduce, Alltoall, Requ
 TRANSPORTS = ("auto", "exchange", "counts")
 
 
+def check_transport(transport: Any) -> None:
+    """Raises ValueError unless it is one of TRANSPORTS."""
+    if not isinstance(transport, str) or transport not in TRANSPORTS:
+        raise ValueError(f"transport must be one of {', '.join(map(repr, TRANSPORTS))}, got {transport!r}")
+
+
 def exchange(
     ballot, rank: int, size: int, one_bit: bool, ops: Any = messages
 ) -> Generator[Request, Any, messages.Planes]:
