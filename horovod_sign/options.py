@@ -59,14 +59,6 @@ def check_voting(hvd, process_set, transport, passes, hierarchical):
             raise ValueError("hierarchical=True is for votes of all ranks: leave process_set out")
 
 
-def check_every(check_replicas):
-    """Raises unless it is a number of steps."""
-    if not isinstance(check_replicas, int) or check_replicas < 0:
-        raise ValueError(
-            f"check_replicas must be a number of steps, an integer of at least 0 (0: never), got {check_replicas!r}"
-        )
-
-
 def in_elastic_job() -> bool:
     """Whether ranks come and go."""
     return os.environ.get("HOROVOD_ELASTIC") == "1"

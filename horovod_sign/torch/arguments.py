@@ -28,6 +28,14 @@ def check_arguments(optimizer, process_set, grad_scaler, unsupported):
     check_scaler(grad_scaler)
 
 
+def check_every(check_replicas):
+    """Raises unless it is a number of steps."""
+    if not isinstance(check_replicas, int) or check_replicas < 0:
+        raise ValueError(
+            f"check_replicas must be a number of steps, an integer of at least 0 (0: never), got {check_replicas!r}"
+        )
+
+
 def names_by_parameter(named_parameters) -> dict[torch.Tensor, str]:
     """What `model.named_parameters()` says, the other way round; ValueError if that is not what it is."""
     named = list(named_parameters)
