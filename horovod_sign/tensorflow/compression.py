@@ -188,7 +188,7 @@ class SignCompressor:
         return unpacker(((ctx.shape, ctx.dtype),), self._abstain)(*decided)[0]
 
 
-def _kept(own: OwnStates | None, process_set) -> Kept:
+def _kept(own: OwnStates | None, process_set: hvd.ProcessSet) -> Kept:
     """The states of a rule; none if it keeps none."""
     if own is None:
         return Kept([], [], None, process_set)
