@@ -10,7 +10,7 @@ import horovod.torch as hvd
 import torch
 
 from horovod_sign.keywords import without_horovods_default, wrong_compression
-from horovod_sign.options import bucket_bytes, check_every, check_voting, reachable
+from horovod_sign.options import bucket_bytes, check_voting, reachable
 from horovod_sign.rules import Rule, choose_rule, in_words
 from horovod_sign.statistics import VoteStatistics
 from horovod_sign.tensors.ballots import state_of
@@ -19,6 +19,7 @@ from horovod_sign.torch import broadcasting, checkpoints
 from horovod_sign.torch.agreement import tell
 from horovod_sign.torch.arguments import (
     check_arguments,
+    check_every,
     check_named,
     check_parameters,
     names_by_parameter,
