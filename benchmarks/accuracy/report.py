@@ -16,6 +16,7 @@ from benchmarks.accuracy.task import EARLIER, Task
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import LogLocator, NullFormatter
 
 BASE = "float16"
 NAMES = {
@@ -181,6 +182,9 @@ def draw_curves(methods: dict[str, Method], path: Path):
             axis.plot(seconds, accuracy, style, color=COLOURS[name], lw=1.8, label=NAMES[name])
         axis.axhline(100 * GOAL, color="#bbbbbb", lw=0.8, ls=":", zorder=0)
         axis.set(xscale="log", xlabel="seconds of training", title=LINKS[rate], ylim=(60, 89))
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axis.xaxis.set_major_formatter(lambda seconds, _: f"{seconds:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.spines[["top", "right"]].set_visible(False)
     axes[0][0].set_ylabel("test accuracy, %")
     figure.legend(
@@ -260,11 +264,12 @@ def origin(trainings: list[dict], methods: dict[str, Method]) -> str:
             many = f", medians of {' or '.join(map(str, sorted(rounds)))} rounds" if rounds else ""
             lines.append(
                 f"- {what}{many}: {dates[0]} to {dates[-1]}, commit {commits}, {of[0]['machine']}, load {min(loads):g} "
-                f"to {max(loads):g}{BUSY if what != 'Accuracy by step' and max(loads) > 6 else ''}"
+                f"to {max(loads):g}{BUSY if what != 'Accuracy by step' and max(loads) > QUIET else ''}"
             )
     return "\n".join(lines)
 
 
+QUIET = 8  # load average; four ranks make 4 to 7 of it by themselves, with nothing beside them
 BUSY = ": **a busy machine, whose seconds are too many**"
 TEXT = """# Time to accuracy
 
