@@ -10,6 +10,8 @@ NAMES = {
     "adapters": "a vote and a step by the PyTorch and by the TensorFlow adapter (mpirun)",
     "gpu": "kernels and training steps on a GPU (see --help)",
     "accuracy": "time to a test accuracy, votes beside float16, DDP and PowerSGD (see --help)",
+    "advise": "what `python -m horovod_sign advise` predicts, as records (mpirun)",
+    "figures": "writes the documentation's tables from records in docs/figures (one process)",
     "plot": "draws what vote and step measured (one process)",
     "scale": "fits a cost model to what vote and step measured, and predicts thousands of ranks (one process)",
 }

@@ -111,8 +111,10 @@ def _time_kernels(args, n: int, dtype: str, tile: int, warps: int):
     for name, (ms, nbytes, host) in results.items():
         share, host = nbytes / ms / rate, f"{1e6 * host:.0f} us of the host"
         print(f"    {name:20} {ms:8.4f} ms {nbytes / ms / 1e6:8.0f} GB/s   {share:5.2f}   {host}")
-    save(args.json, [{"kind": "gpu kernels", "device": torch.cuda.get_device_name(), "coordinates": n, "dtype": dtype,
-                  "tile": tile, "warps": warps, "ms": {k: ms for k, (ms, *_) in results.items()}}])  # fmt: skip
+    what = {"kind": "gpu kernels", "device": torch.cuda.get_device_name(), "coordinates": n, "dtype": dtype}
+    what |= {"tile": tile, "warps": warps, "ms": {k: ms for k, (ms, *_) in results.items()}}
+    shares = {k: nbytes / ms / rate for k, (ms, nbytes, _) in results.items() if k != "copy"}
+    save(args.json, [{**what, "share": shares}])
     sys.stdout.flush()
 
 

@@ -18,9 +18,11 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from progress import Progress
+from recording import about, append
 
 from horovod_sign.algebra import native
 
@@ -216,6 +218,7 @@ def main(arguments=None):
     parser.add_argument("--threads", type=int, default=1, help="of the kernels; default: 1")
     parser.add_argument("--only", default="", help="run only the kernels whose name has this in it")
     parser.add_argument("--json", metavar="FILE", help="to write the table to")
+    parser.add_argument("--records", metavar="FILE", help="to append a line for each kernel to")
     arguments = parser.parse_args(arguments)
 
     n = int(arguments.coordinates)
@@ -238,3 +241,7 @@ def main(arguments=None):
     if arguments.json:
         with open(arguments.json, "w") as file:
             json.dump({**vars(arguments), "kernels": rows}, file, indent=2)
+    if arguments.records:
+        what, when = {"set": kernels.name, "threads": kernels.threads, "coordinates": n}, about()
+        for row in rows:
+            append(Path(arguments.records), {**what, **row, **when})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mpi4py import MPI
 from progress import Progress
-from recording import append
+from recording import about, append
 
 LINK = Path("/sys/class/net/eth0/statistics")
 
@@ -62,10 +62,11 @@ def record(what: dict, method: str, rounds: list[dict]) -> dict:
 
 
 def save(path: str | None, records: list[dict]):
-    """Appends records to a file of JSON lines, on rank 0."""
+    """Appends records to a file of JSON lines, each with date, commit and machine, on rank 0."""
     if path and MPI.COMM_WORLD.rank == 0:
+        when = about()
         for each in records:
-            append(Path(path), each)
+            append(Path(path), {**each, **when})
 
 
 def show(title: str, records: list[dict], alone: float = 0.0):

@@ -34,7 +34,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from recording import read
+from recording import about, append, read
 
 from benchmarks import cost_model as model
 from horovod_sign.voting import costs
@@ -273,3 +273,7 @@ def write(path: Path, args, fitted: model.Fit, constants: dict, points: list, pa
     }
     path.write_text(json.dumps(content, indent=1) + "\n")
     print(path)
+    limits = [{k: p[k] for k in ("gbits", "ranks_per_host")} | p["flat exchange"] for p in panels]
+    line = {"results": len(points), "rms": content["rms_relative_error"], "constants": content["constants_s"]}
+    path.with_suffix(".jsonl").unlink(missing_ok=True)
+    append(path.with_suffix(".jsonl"), {**line, "errors": errors, "limits": limits, **about()})

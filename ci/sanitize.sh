@@ -31,13 +31,17 @@ native.kernels().unpack_int8(np.zeros(16, np.uint8), None, 128, np.empty(127, np
 report=$(sanitized "$python" -c "$overflow" 2>&1) && { echo "sanitize: the sanitizers caught nothing" >&2; exit 1; }
 grep -q "ERROR: AddressSanitizer" <<<"$report" || { echo "$report" >&2; exit 1; }
 
+found=
 for kernels in $("$python" -c 'from horovod_sign.algebra import supported; print(*supported())'); do
     echo "sanitize: kernel set $kernels"
     HOROVOD_SIGN_KERNELS=$kernels sanitized "$python" -m pytest -q -p no:cacheprovider tests/core/test_packing.py \
         tests/core/test_tally.py tests/core/test_counts_fields.py tests/core/test_update.py \
-        tests/core/test_threads.py tests/core/test_properties.py "$@"
+        tests/core/test_threads.py tests/core/test_properties.py "$@" | tee "$out/tests"
+    passed=$(grep -o "^[0-9]* passed" "$out/tests")
+    found+=${found:+, }"${passed% passed} tests with the kernel set $kernels"
 done
 
 echo "sanitize: ThreadSanitizer"
 "$python" -m pytest -q -p no:cacheprovider -rs tests/core/test_threads.py -k race | tee "$out/races"
 grep -q "1 passed" "$out/races" || { echo "sanitize: ThreadSanitizer did not run" >&2; exit 1; }
+"$python" -m benchmarks figures --record sanitize "$found, and races.cpp with ThreadSanitizer: clean"

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# All that takes too long for every change, one after the other, with the time of each: run it before a release.
+# All that takes too long for every change, one after the other, with the time of each: run it before a release, and
+# then `python -m benchmarks figures --take build/benchmarks`, which writes docs/robustness.md's lines on it.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 failed=()
@@ -14,6 +15,7 @@ stage() { # NAME COMMAND...
 
 ci/setup.sh || exit
 stage "property cases" env HOROVOD_SIGN_CASES=100000 .venv/bin/python -m pytest -q tests/core/test_properties.py
+[ ${#failed[@]} = 0 ] && .venv/bin/python -m benchmarks figures --record properties "100,000 cases, none failed"
 stage "sanitizers" ci/sanitize.sh
 stage "MPICH" ci/mpich.sh
 stage "soak" ci/soak.sh

@@ -91,6 +91,18 @@ def about() -> dict:
     }
 
 
+def origin(lines: list[dict]) -> str:
+    """When, by which code, on which machine and how busy that was, of some lines that have `about`."""
+    dates = sorted(line["date"] for line in lines)
+    said = [dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"]
+    said.append("commit " + ", ".join(sorted({line["commit"] for line in lines})))
+    said.append("; ".join(dict.fromkeys(line["machine"] for line in lines)))
+    loads = [line["load"] for line in lines if "load" in line]
+    if loads:
+        said.append(f"load {min(loads):g}" + (f" to {max(loads):g}" if max(loads) > min(loads) else ""))
+    return ", ".join(said)
+
+
 def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []

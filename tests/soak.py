@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 sys.path.insert(0, str(Path(__file__).resolve().parent / "support"))
 import torch_tasks as tasks
 from progress import Progress
+from recording import ROOT, about, append
 
 FAULTS = ["nan", "inf", "overflow", "no gradient", "flipped", "constant", "silent", "late", "unused"]
 SHARED = ["checkpoint", "freeze", "unfreeze", "synchronize", "empty step"]
@@ -142,6 +143,14 @@ def main(steps: int):
         print("memory of each rank, MB, early and at the end:", [f"{a:.1f} {b:.1f}" for a, b in grown])
         print("replicas are bit-identical", flush=True)
     assert not any(end - early > GROWTH_LIMIT_MB for early, end in grown), "memory has grown"
+    if hvd.rank() == 0:
+        faults, (early, end) = sum(struck[each] for each in FAULTS), max(grown)
+        found = (
+            f"{steps:,} steps on {hvd.size()} ranks, {faults:,} faults of {len(FAULTS)} kinds: all replicas "
+            "bit-identical at the end, all scales equal and momenta finite, memory of the largest rank "
+            f"{early:.1f} MB early on and {end:.1f} MB at the end"
+        )
+        append(ROOT / "build" / "benchmarks" / "checks.jsonl", {"check": "soak", "found": found, **about()})
 
 
 if __name__ == "__main__":

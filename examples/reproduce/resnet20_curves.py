@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from recording import about, append, find, markdown, read
+from recording import about, append, find, markdown, origin, read
 
 SIZE = ("images", "test_images", "width", "blocks", "epochs", "batch_size")
 GRIDS = {
@@ -188,7 +188,7 @@ seeds; the learning rate (bold) is the best of a grid on one rank with the first
 
 {table}
 
-{dates[0]} to {dates[1]}, commit {commits}, {machine}, load {loads[0]:g} to {loads[1]:g}.
+{origin}.
 """
 
 
@@ -200,12 +200,8 @@ def report(args, found):
         for optimizer in args.optimizers
         for line in finished(args, framework=framework, optimizer=optimizer)
     ]
-    dates, loads = (sorted(line[key] for line in lines) for key in ("date", "load"))
-    origin = {"data": lines[0]["data"], "machine": lines[0]["machine"]}
-    origin |= {"dates": (dates[0], dates[-1]), "loads": (loads[0], loads[-1])}
-    origin["commits"] = ", ".join(sorted({line["commit"] for line in lines}))
-    steps = args.images // args.batch_size
-    text = TEXT.format(**vars(args) | origin | {"steps": steps, "table": table(args, found)})
+    where = {"data": lines[0]["data"], "origin": origin(lines), "steps": args.images // args.batch_size}
+    text = TEXT.format(**vars(args) | where | {"table": table(args, found)})
     (args.out / "README.md").write_text(text)
     print(text)
 

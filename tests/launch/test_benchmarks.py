@@ -26,6 +26,7 @@ def test_those_of_ranks_and_the_pictures_of_their_results(tmp_path):
     assert "training step, 0.01 M coordinates, 2 ranks" in output and "communication of one bit" in output, output
     assert output.count("PyTorch") == 2 and "vote on 0.01 M coordinates" in output, output
     records = [json.loads(line) for line in results.read_text().splitlines()]
+    assert all({"date", "commit", "machine", "load"} <= r.keys() for r in records)
     ms = {(r["kind"], r["method"]): r["ms"] for r in records}
     assert ms["step", "backward"] >= 20 and ("step", "one_bit_hierarchical") in ms  # a pause is no less
     assert {"float32", "float16", "byte_allgather", "bit_allgather", "counts", "exchange"} == {

@@ -1,0 +1,111 @@
+"""Figures in the documentation, written from what benchmarks have recorded: python -m benchmarks figures
+
+    python -m benchmarks figures                           writes them
+    python -m benchmarks figures --check                   says which are not as they would be written; exit status 1
+    python -m benchmarks figures --record CHECK WHAT       adds to build/benchmarks what a check found
+    python -m benchmarks figures --take build/benchmarks   takes records and pictures of benchmarks/run.sh, and writes
+
+What is between <!-- figures: NAME --> and <!-- end of figures --> on a page is what the function of that name makes of
+the records in docs/figures, which have date, commit and machine. If the first mark ends its line a table or paragraph
+stands between them, and otherwise a part of a sentence.
+"""
+
+import argparse
+import difflib
+import json
+import re
+import shutil
+import sys
+import textwrap
+from pathlib import Path
+
+from recording import ROOT, about, append, read
+
+from benchmarks import tables
+
+DOCS = ROOT / "docs"
+FIGURES = DOCS / "figures"
+CHECKS = ROOT / "build" / "benchmarks" / "checks.jsonl"
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+END = "<!-- end of figures -->"
+MARKED = re.compile(rf"(?P<before>[^\n]*<!-- figures: (?P<name>[\w-]+) -->)(?P<text>.*?){END}", re.DOTALL)
+WIDTH = 120
+
+
+def written(text: str) -> str:
+    """A page as it should be."""
+
+    def replaced(match: re.Match) -> str:
+        before, name = match["before"], match["name"]
+        said = tables.FIGURES[name](Records(FIGURES))
+        if match["text"].startswith("\n"):
+            parts = [part if part.startswith("|") else textwrap.fill(part, WIDTH) for part in said.split("\n\n")]
+            return "\n\n".join([before, *parts, END])
+        indent = " " * (len(before) - len(before.lstrip(" -")))
+        return textwrap.fill(before + said, WIDTH, subsequent_indent=indent) + END
+
+    return MARKED.sub(replaced, text)
+
+
+class Records:
+    """What docs/figures has: lines of each file, by its name; none of a file that is not there."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+
+    def __getitem__(self, name: str) -> list[dict]:
+        return read(self._folder / name, missing_ok=True)
+
+
+def complaints() -> list[str]:
+    """What is not as it would be written, line by line."""
+    said = []
+    for page in PAGES:
+        there = page.read_text()
+        names = [str(page.relative_to(ROOT)), "python -m benchmarks figures"]
+        said += difflib.unified_diff(there.splitlines(), written(there).splitlines(), *names, lineterm="", n=0)
+    return said
+
+
+def take(folder: Path):
+    """Records and pictures of a run, in place of those that are here; others stay."""
+    for name in ("results.jsonl", "small.jsonl", "kernels.jsonl", "advise.jsonl", "checks.jsonl", "scale.jsonl"):
+        if (folder / name).exists() and read(folder / name):
+            merged = _with_others(name, read(folder / name))
+            (FIGURES / name).write_text("".join(json.dumps(_rounded(line)) + "\n" for line in merged))
+    for name in ("step-1gbit.png", "scale.png"):
+        if (folder / name).exists():
+            shutil.copyfile(folder / name, DOCS / name)
+
+
+def _with_others(name: str, lines: list[dict]) -> list[dict]:
+    """Checks that were not run again stay as they were."""
+    if name != "checks.jsonl":
+        return lines
+    latest = {line["check"]: line for line in [*read(FIGURES / name, missing_ok=True), *lines]}
+    return [latest[check] for check in sorted(latest)]
+
+
+def _rounded(value):
+    """Floats by five digits."""
+    if isinstance(value, dict):
+        return {key: _rounded(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_rounded(each) for each in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__ and __doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    parser.add_argument("--take", type=Path, metavar="FOLDER", help="that benchmarks/run.sh wrote")
+    parser.add_argument("--record", nargs=2, metavar=("CHECK", "WHAT"), help="what a check found, for --take")
+    args = parser.parse_args(arguments)
+    if args.record:
+        append(CHECKS, dict(zip(("check", "found"), args.record, strict=True)) | about())
+        return
+    if args.take:
+        take(args.take)
+    for page in () if args.check else PAGES:
+        page.write_text(written(page.read_text()))
+    sys.exit("\n".join(complaints()) or None)
