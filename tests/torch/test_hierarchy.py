@@ -13,7 +13,7 @@ from torch_rules import RULES
 import horovod_sign.torch as hvs
 from horovod_sign.voting.nodes import OVERRIDE
 
-RANKS = (3, 4)  # nodes of two and one; of two and two
+RANKS = (3,)  # nodes of two and one; of two and two, and of three: test_nodes.py
 
 
 # Node of each rank: nodes of unequal numbers of ranks, one node, and nodes of one rank.

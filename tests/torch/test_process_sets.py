@@ -1,7 +1,6 @@
 """Votes of some ranks: what is the set's is not the job's. Rank 0 of three is left out, so ranks differ in both."""
 
 import io
-import warnings
 
 import horovod.torch as hvd
 import numpy as np
@@ -123,27 +122,3 @@ def test_a_rank_of_the_set_that_differs_is_told_to_its_ranks(those):
         ):
             p = torch.nn.Parameter(torch.zeros(3 if RANK == 1 else 4))
             hvs.DistributedOptimizer(hvs.SignSGD([p], 1.0), process_set=those)
-
-
-@pytest.mark.ranks(4)  # a set of three, of whom one can be told from the others
-def test_messages_name_the_rank_of_the_job(those):
-    p = torch.nn.Parameter(torch.zeros(50))
-    with warnings.catch_warnings(record=True) as warned:
-        warnings.simplefilter("always")
-        if RANK in INSIDE:
-            optimizer = hvs.DistributedOptimizer(hvs.SignSGD([p], 0.0), [("weight", p)], process_set=those)
-            for step in range(110):
-                optimizer.zero_grad()
-                g = torch.full((50,), -1.0 if RANK == LAST else 1.0)
-                g[0] = torch.nan if RANK == 1 and step == 3 else g[0]
-                p.grad = g
-                optimizer.step()
-    said = [str(each.message) for each in warned if "rank" in str(each.message)]
-    if RANK == 1:
-        assert len(said) == 1
-        assert said[0].startswith("rank 1: the gradient of parameter weight is NaN in 1 of 50")
-    elif RANK == LAST:
-        assert len(said) == 1
-        assert said[0].startswith(f"rank {LAST} systematically disagrees")
-    else:
-        assert said == []
