@@ -5,7 +5,7 @@
 
 int main() {
   constexpr int kThreads = 4, kBallots = 3;
-  constexpr int64_t kN = 1 << 24, kBytes = kN / 8;
+  constexpr int64_t kN = 1 << 23, kBytes = kN / 8;  // each kernel in two parts or more
   const HsKernels& kernels = hs_scalar;
   std::vector<float> x(kN, 1.0f), m(kN, 0.0f);
   for (int64_t i = 0; i < kN; i += 1000) x[i] = 0.0f;

@@ -1,5 +1,7 @@
 """Votes of the PyTorch adapter under mpirun, against the oracle and against majority_vote, coordinate by coordinate."""
 
+import functools
+
 import horovod.torch as hvd
 import ml_dtypes
 import numpy as np
@@ -11,11 +13,7 @@ from kernel_sets import KERNEL_SETS, use_kernels
 import horovod_sign
 import horovod_sign.torch as hvs
 
-RANKS = (
-    1,
-    2,
-    3,
-)  # alone; even, where votes tie; odd; others: core/test_properties.py
+RANKS = (1, 2, 3)  # alone; even, where votes tie; odd; others: core/test_properties.py
 
 
 DTYPES = {np.dtype(ml_dtypes.bfloat16): torch.bfloat16}
@@ -32,6 +30,7 @@ def array(t: torch.Tensor) -> np.ndarray:
     return t.detach().to(torch.float64).numpy()
 
 
+@functools.cache  # the same for all options; nobody writes to them
 def inputs_of(rank: int, dtype) -> list[np.ndarray]:
     return [oracle.gradients(rank, n, dtype, seed=i) for i, n in enumerate(LENGTHS)]
 
