@@ -21,7 +21,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 import horovod_sign.torch as hvs
 from horovod_sign import ddp, rules
 
-RANKS = (2, 3)  # votes that tie, and that cannot
+RANKS = (2,)  # the fewest that vote, where votes tie; odd where a test says so
 pytestmark = pytest.mark.fault("ddp")
 
 
@@ -104,6 +104,7 @@ RULES = {
 }
 
 
+@pytest.mark.ranks(3)  # odd
 @pytest.mark.parametrize("kernels", ["native", "operations"])
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -154,6 +155,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.ranks(2, 3)
 @pytest.mark.parametrize("options", OPTIONS)
 def test_votes_on_buckets(options):
     """Buckets are made anew after the first pass. One pass adds to what another, in no_sync, has left."""
@@ -178,6 +180,7 @@ def test_votes_on_buckets(options):
     assert 0 < state.bytes_sent == counts.bytes_sent
 
 
+@pytest.mark.ranks(3)  # two that go on and then one alone
 @pytest.mark.parametrize("rule", ["signsgd", "signum"])
 @pytest.mark.parametrize("abstain", [True, False])
 def test_ranks_without_data_abstain_in_join(rule, abstain):
@@ -198,6 +201,7 @@ def test_ranks_without_data_abstain_in_join(rule, abstain):
     assert ("momentum_buffer" in after["last.weight"]) == (rule == "signum")
 
 
+@pytest.mark.ranks(3)  # two do not
 def test_an_overflow_on_one_rank_is_one_of_all():
     """As in DDP without votes: no rank steps, and scales stay the same."""
     net, plain = Net(), Net()
@@ -393,6 +397,7 @@ def _momenta(state, net) -> dict[str, bytes]:
     return {name: s["momentum_buffer"].numpy().tobytes() for name, s in state.state_dict(net)["states"].items()}
 
 
+@pytest.mark.ranks(3)  # a group of two of them
 def test_groups_of_some_ranks():
     """Each rank alone, and all but the last: their votes are of nobody else."""
     alone = [dist.new_group([rank]) for rank in range(SIZE)]

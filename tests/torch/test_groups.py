@@ -15,7 +15,7 @@ from ranks import RANK, SIZE
 import horovod_sign.torch as hvs
 from horovod_sign.torch.hierarchy import Attendance
 
-RANKS = (3,)  # one that differs from two
+RANKS = (2,)  # one that differs from another
 
 pytestmark = pytest.mark.fault("groups-changed")
 
@@ -288,5 +288,5 @@ def test_a_closure_of_parameters_that_were_put_in_is_voted_on():
 
     for _ in range(2):
         optimizer.step(closure)
-    assert q.tolist() == [-2.0] * SIZE  # of which this rank by itself would have moved two
+    assert q.tolist() == [-2.0] * SIZE  # of which rank 0 by itself would have moved one
     assert p.tolist() == [0.0] * SIZE

@@ -11,7 +11,7 @@ from ranks import LAST, RANK, SIZE
 
 import horovod_sign.torch as hvs
 
-RANKS = (2, 3)  # even, where votes tie, and odd
+RANKS = (2,)  # that Horovod's scripts work; that votes are right on other numbers: test_votes.py, test_training.py
 
 
 def wrapped(optimizer, **options):

@@ -13,7 +13,7 @@ from torch_tasks import train
 
 import horovod_sign.torch as hvs
 
-RANKS = (1, 3)  # alone, where nothing is sent; one rank that has a checkpoint and several that have none
+RANKS = (1, 2)  # alone, where nothing is sent; one rank that has a checkpoint and one that has none
 
 OURS = ("SignSGD", "Signum")
 KINDS = [*OURS, "AdamW", "SGD"]

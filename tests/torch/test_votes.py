@@ -64,7 +64,7 @@ def test_votes_of_the_distributed_optimizer(dtype, abstain, transport, bucket_ca
 def test_votes_of_compression_in_the_stock_allreduce(dtype, abstain, kernels, monkeypatch):
     use_kernels(monkeypatch, kernels)
     if hvd.size() > 1:
-        for i in range(len(LENGTHS)):
+        for i in range(len(LENGTHS) - (kernels == "triton")):  # its interpreter is slow: of two tiles, test_devices.py
             inputs = [inputs_of(rank, dtype)[i] for rank in range(hvd.size())]
             vote = hvd.allreduce(
                 tensor(inputs[hvd.rank()]),
