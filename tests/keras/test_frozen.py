@@ -12,7 +12,7 @@ import horovod_sign.tensorflow.keras as hvs
 from horovod_sign.tensorflow import election
 from horovod_sign.voting.nodes import OVERRIDE
 
-RANKS = (3,)  # with two ranks that go on, a vote among them would be decided; one alone votes without messages
+RANKS = (2,)  # each with momenta of its own
 
 pytestmark = pytest.mark.fault("frozen")
 
@@ -129,6 +129,7 @@ WAYS = [(what, {"transport": transport}) for what in ALONE for transport in ("ex
 WAYS += [(what, {"hierarchical": True}) for what in ("loss scale", "several buckets")]  # nodes of two ranks and of one
 
 
+@pytest.mark.ranks(3)  # two go on, whose vote would be decided; one alone votes without messages
 @pytest.mark.parametrize(("what", "options"), WAYS, ids=str)
 def test_on_one_rank_alone_is_an_error_on_all_ranks(what, options, monkeypatch):
     """Instead of a wait for ever: of this rank for the others to agree, of them for its vote."""
