@@ -10,6 +10,7 @@ import doctor_facts
 import pytest
 from launching import launch
 
+import horovod_sign
 from horovod_sign.doctor import command, facts
 from horovod_sign.doctor.findings import ERROR, NOTE, WARNING, Finding, examine, examine_ranks
 from horovod_sign.doctor.tested import TESTED
@@ -179,12 +180,32 @@ def run(*command, **environment):
     return launch(command, 100, env={**inherited, **environment}, cwd=ROOT)
 
 
-def test_json_of_two_ranks():
-    status, output = run(ROOT / "ci" / "run", "2", sys.executable, "-m", "horovod_sign", "--json")
-    told = json.loads(output)  # once, and nothing besides
-    assert status == 0 and told["ok"] and told["findings"] == [], output
+@pytest.fixture(scope="module")
+def reports():
+    """As JSON, with what is printed while frameworks are imported; advice; for people: each of the same two ranks."""
+    worker = ROOT / "tests" / "launch" / "reports_worker.py"
+    each = ("--json", "advise --parameters 1e5 --json", "")
+    status, output = run(ROOT / "ci" / "run", "2", sys.executable, worker, *each, PYTHONPATH=str(ROOT))
+    texts = output.split("exit status 0\n")
+    assert status == 0 and len(texts) == 4 and texts[3] == "", output
+    return texts
+
+
+def test_json_of_two_ranks(reports):
+    told = json.loads(reports[0])  # once, and nothing besides
+    assert told["ok"] and told["findings"] == [], reports
     assert told["self_test"] == {"tried": ["exchange", "counts"], "failed": [], "ranks": 2, "over": "MPI"}
     assert told["launch"]["started"] == 2 and told["versions"]["horovod"] == "0.28.1"
+
+
+def test_report_and_self_test_under_mpirun(reports):
+    report = reports[2]
+    assert report.count(f"horovod_sign v{horovod_sign.__version__}") == 1
+    for row in ("[X] PyTorch", "[X] TensorFlow", "[X] Horovod", "[X] mpi", "[X] scalar", "mpi4py 4"):
+        assert row in report, report
+    assert "Nothing is in the way of a training." in report, report
+    said = "Self-test of 2 ranks over MPI: votes by exchange and counts are those of NumPy, bit for bit"
+    assert report.count(said) == 1 and "this process is alone" not in report, report
 
 
 def test_one_host_without_horovod_is_told_by_all():
@@ -206,11 +227,12 @@ def test_ranks_that_never_answer_are_given_up():
 
 
 def test_separate_trainings_have_an_exit_status():
-    """As `srun` without --mpi=pmix starts them. Nothing but the report is printed."""
-    status, output = run(sys.executable, "-m", "horovod_sign", PMI_SIZE="2", PMI_RANK="0")
+    """As `srun` without --mpi=pmix starts them; by PyTorch alone. Nothing but the report is printed."""
+    program = (sys.executable, "tests/launch/without.py", "horovod_sign.tensorflow")
+    status, output = run(*program, PMI_SIZE="2", PMI_RANK="0")
     assert status == 1 and "ERROR: this process is alone (rank 0 of 1), though PMI_SIZE says that 2" in output, output
     assert output.startswith("horovod_sign v") and "absl" not in output, output
-    status, output = run(sys.executable, "-m", "horovod_sign", PMI_SIZE="2", PMI_RANK="1")
+    status, output = run(*program, PMI_SIZE="2", PMI_RANK="1")
     assert (status, output) == (1, "")
 
 
@@ -223,12 +245,10 @@ def test_unknown_arguments_are_refused_once(argument, words):
     assert status == 2 and output.count(words) == 1, output
 
 
-def test_advice_on_two_ranks():
+def test_advice_on_two_ranks(reports):
     """Measured, and printed once."""
-    command = (sys.executable, "-m", "horovod_sign", "advise", "--parameters", "1e5", "--json")
-    status, output = run(ROOT / "ci" / "run", "2", *command)
-    advice = json.loads(output)
-    assert status == 0 and advice["parameters"] == 100_000 and len(advice["predictions"]) == 1
+    advice = json.loads(reports[1])
+    assert advice["parameters"] == 100_000 and len(advice["predictions"]) == 1
     measured = advice["predictions"][0]
     assert measured["ranks"] == 2 and measured["now"]["one bit"] > 0 and measured["speeds"]["inside"]["alltoall"]
 
