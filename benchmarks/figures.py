@@ -27,6 +27,7 @@ DOCS = ROOT / "docs"
 FIGURES = DOCS / "figures"
 CHECKS = ROOT / "build" / "benchmarks" / "checks.jsonl"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+SETTINGS = {"checks.jsonl": ("check",), "results.jsonl": ("kind", "rate", "ranks", "coordinates", "pause_ms", "device")}
 END = "<!-- end of figures -->"
 MARKED = re.compile(rf"(?P<before>[^\n]*<!-- figures: (?P<name>[\w-]+) -->)(?P<text>.*?){END}", re.DOTALL)
 WIDTH = 120
@@ -79,11 +80,16 @@ def take(folder: Path):
 
 
 def _with_others(name: str, lines: list[dict]) -> list[dict]:
-    """Checks that were not run again stay as they were."""
-    if name != "checks.jsonl":
+    """Checks and settings that were not run again stay as they were."""
+    if name not in SETTINGS:
         return lines
-    latest = {line["check"]: line for line in [*read(FIGURES / name, missing_ok=True), *lines]}
-    return [latest[check] for check in sorted(latest)]
+    there = {_setting(name, line) for line in lines}
+    others = [line for line in read(FIGURES / name, missing_ok=True) if _setting(name, line) not in there]
+    return sorted([*others, *lines], key=lambda line: str(line.get("check")))
+
+
+def _setting(name: str, line: dict) -> tuple:
+    return tuple(line.get(key) for key in SETTINGS[name])
 
 
 def _rounded(value):
