@@ -210,7 +210,7 @@ def advise_table(records) -> str:
     near = sum(0.5 <= ratio <= 2 for ratio in ratios)
     off = math.exp(math.sqrt(sum(math.log(ratio) ** 2 for ratio in ratios) / len(ratios)))
     verdict = (
-        f"Of these {len(ratios)} predictions {near} are between half and twice what was measured; they are from "
+        f"{near} of {len(ratios)} predictions were between half and twice what was measured; they are from "
         f"{min(ratios):.2g} to {max(ratios):.2g} times it ({off:.2f} times or one part in that, root mean square of "
         "the logarithms)."
     )

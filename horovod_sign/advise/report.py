@@ -3,8 +3,8 @@
 from horovod_sign.advise.verdict import verdict
 
 ACCURACY = (
-    "Beside training steps on links of several rates most predictions are between half and twice what was measured\n"
-    "(docs/advise.md). Collectives are timed by MPI: NCCL may be faster for floats."
+    "Beside training steps on links of 0.1, 1 and 10 Gbit/s 22 of 30 predictions were between half and twice what was\n"
+    "measured (docs/advise.md). Collectives are timed by MPI: NCCL may be faster for floats."
 )
 _COLUMNS = (2, 4, 8, 16, 64, 256, 1024)
 

@@ -11,6 +11,8 @@ import documents
 import pytest
 from documents import PAGES, ROOT
 
+from horovod_sign.advise.report import ACCURACY
+
 # Pages whose blocks are run, and by what; those without ranks here.
 RUN = {
     "pytorch.md": "tests/torch/test_documents.py",
@@ -115,6 +117,12 @@ def test_figures_are_those_of_the_records():
     command = [sys.executable, "-m", "benchmarks", "figures", "--check"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0 and not result.stderr, result.stderr
+
+
+def test_advise_says_how_far_off_it_was():
+    """What the command prints of its predictions is what docs/advise.md has from the records."""
+    said = re.search(r"\d+ of \d+ predictions were between half and twice", ACCURACY)
+    assert said and said[0] in " ".join((ROOT / "docs/advise.md").read_text().split())
 
 
 def test_the_readme_is_short():
