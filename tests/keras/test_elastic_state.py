@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from horovod.common.exceptions import HorovodInternalError
 from mpi4py import MPI
-from ranks import RANK, SIZE
+from ranks import LAST, RANK, SIZE
 
 import horovod_sign.tensorflow.keras as hvs
 from horovod_sign.tensorflow.elastic import horovods_failures
@@ -69,6 +69,31 @@ def test_a_commit_has_each_rank_s_own_momenta(kind):
     go_on(net)
     state.restore()
     assert equal(everything(net), synchronised)
+
+
+@pytest.mark.ranks(3)  # one that joins, and two whose momenta have a mean
+@pytest.mark.parametrize("kind", KINDS)
+def test_who_joins_gets_the_mean_and_the_others_keep_their_own(kind):
+    def begin():
+        net = tasks.model()
+        net.compile(KINDS[kind](), loss="mse")
+        return net, elastic.KerasState(net, epoch=0)
+
+    net, state = begin()
+    go_on(net)
+    mine = [slot.numpy() for slot in Momenta(net.optimizer).slots]
+    if RANK == LAST:  # a process of its own that has just begun
+        net, state = begin()
+    everyone = MPI.COMM_WORLD.allgather(mine)
+    state.reset()
+    state.sync()
+    for i, slot in enumerate(Momenta(net.optimizer).slots):
+        if RANK == LAST:
+            np.testing.assert_allclose(slot, np.mean([m[i] for m in everyone[:LAST]], axis=0), rtol=1e-5, atol=1e-8)
+        else:
+            np.testing.assert_array_equal(slot, mine[i])
+    go_on(net)
+    tasks.assert_replicas_identical(tasks.values(net))
 
 
 def test_a_reset_drops_sums_and_asks_anew():
