@@ -18,7 +18,7 @@ import numpy as np  # noqa: E402
 import horovod_sign.tensorflow.keras as hvs  # noqa: E402
 from horovod_sign.tensorflow.keras.momenta import Momenta  # noqa: E402
 
-folder, kind, host = Path(sys.argv[1]), sys.argv[2], os.environ["HOROVOD_HOSTNAME"]
+folder, host = Path(sys.argv[1]), os.environ["HOROVOD_HOSTNAME"]
 late = (folder / "died").exists()
 just_joined = late
 
@@ -67,10 +67,7 @@ def train(state):
 hvd.init()
 keras.utils.set_random_seed(hvd.rank())
 model = keras.Sequential([keras.Input((1000,)), keras.layers.Dense(1, use_bias=False)])
-if kind == "Signum":
-    optimizer = hvs.DistributedOptimizer(hvs.Signum(0.01))
-else:
-    optimizer = hvs.DistributedOptimizer(keras.optimizers.Adam(0.01), compression=hvs.Compression.signum())
+optimizer = hvs.DistributedOptimizer(hvs.Signum(0.01))
 model.compile(optimizer, loss=lambda truth, output: keras.ops.mean(output), jit_compile=False)
 state = hvs.elastic.KerasState(model, step=0)
 train(state)
