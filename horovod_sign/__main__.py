@@ -9,6 +9,7 @@ mpirun -np 4 python -m horovod_sign advise --parameters 25.6e6
 import argparse
 import sys
 import time
+from typing import Any
 
 from horovod_sign.advise import command as advise
 from horovod_sign.doctor import command as doctor
@@ -20,7 +21,7 @@ _AHEAD = 2.0  # seconds that the rank that speaks has before another one ends in
 class _Parser(argparse.ArgumentParser):
     """One that speaks on one rank only."""
 
-    def _print_message(self, message, file=None):
+    def _print_message(self, message: str, file: Any = None) -> None:
         if speaks():
             super()._print_message(message, file)
 
@@ -45,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _exit():
+def _exit() -> None:
     try:
         status = main()
     except SystemExit as ended:  # argparse's

@@ -2,7 +2,9 @@
 
 import pkgutil
 import sys
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 
 def adopt(namespace: dict, theirs: ModuleType, ours: list[str]) -> list[str]:
@@ -38,10 +40,10 @@ def public_names(theirs: ModuleType) -> list[str]:
     return [name for name in dir(theirs) if not name.startswith("_") and _is_horovods(getattr(theirs, name))]
 
 
-def _of_late_names(ours: str, theirs: ModuleType, own_modules: set[str]):
+def _of_late_names(ours: str, theirs: ModuleType, own_modules: set[str]) -> Callable[[str], Any]:
     """A module's `__getattr__`, for modules of Horovod's that are imported after ours. None of them is one of ours."""
 
-    def __getattr__(name: str):
+    def __getattr__(name: str) -> Any:
         public = not name.startswith("_") and name not in own_modules and hasattr(theirs, name)
         if not public or not _is_horovods(getattr(theirs, name)):
             raise AttributeError(f"module {ours!r} has no attribute {name!r}")
@@ -50,5 +52,5 @@ def _of_late_names(ours: str, theirs: ModuleType, own_modules: set[str]):
     return __getattr__
 
 
-def _is_horovods(value) -> bool:
+def _is_horovods(value: object) -> bool:
     return not isinstance(value, ModuleType) or value.__name__.split(".")[0] == "horovod"

@@ -36,7 +36,7 @@ def alone_among_many(size: int) -> str | None:
     )
 
 
-def warn_if_alone(size: int):
+def warn_if_alone(size: int) -> None:
     """Warns, once in a process, of N separate trainings. `size`: the ranks that this process knows of."""
     message = alone_among_many(size)
     if message is not None:
@@ -44,7 +44,7 @@ def warn_if_alone(size: int):
 
 
 @functools.cache
-def _warn(message: str):
+def _warn(message: str) -> None:
     warnings.warn(message, RuntimeWarning, stacklevel=4)
 
 

@@ -1,9 +1,11 @@
 """Momenta are each rank's own. What a rank starts with when they were saved by all."""
 
+from typing import Any
+
 ALL_RANKS = "horovod_sign_momenta"  # where a PyTorch checkpoint has them
 
 
-def of_rank(saved, rank: int, size: int):
+def of_rank(saved: Any, rank: int, size: int) -> Any:
     """One rank's momentum of those that all ranks had: its own, bit for bit, or among others their mean.
 
     Args:

@@ -6,18 +6,19 @@ framework.
 
 import numbers
 import os
+from typing import Any
 
 from horovod_sign.launched import warn_if_alone
 from horovod_sign.voting.protocols import check_transport
 
 
-def require_horovod(hvd, before: str = "the first vote"):
+def require_horovod(hvd: Any, before: str = "the first vote") -> None:
     """Raises unless Horovod is initialised."""
     if not hvd.is_initialized():
         raise ValueError(f"Horovod is not initialised: call hvd.init() before {before} (hvd is {hvd.__name__})")
 
 
-def reachable(hvd, process_set, before: str = "the first vote"):
+def reachable(hvd: Any, process_set: Any, before: str = "the first vote") -> Any:
     """The process set of the ranks that must hear of errors: all, if `process_set` is none.
 
     Raises:
@@ -36,7 +37,7 @@ def reachable(hvd, process_set, before: str = "the first vote"):
     return process_set
 
 
-def check_process_set(hvd, process_set):
+def check_process_set(hvd: Any, process_set: Any) -> None:
     """Raises unless it is one of Horovod's."""
     if not isinstance(process_set, hvd.ProcessSet):
         raise TypeError(
@@ -45,7 +46,7 @@ def check_process_set(hvd, process_set):
         )
 
 
-def check_voting(hvd, process_set, transport, passes, hierarchical):
+def check_voting(hvd: Any, process_set: Any, transport: Any, passes: Any, hierarchical: Any) -> None:
     """Raises for what votes cannot be like."""
     check_transport(transport)
     if not isinstance(passes, int) or passes < 1:

@@ -111,7 +111,7 @@ class Monitor:
         if ballot.nonzero is not None or decided.nonzero is not None:
             both = kernels().agreement(ballot.sign, ballot.nonzero, ballot.sign, decided.nonzero, bits)
         if decided.nonzero is not None:
-            self._ties += bits - kernels().agreement(*[decided.nonzero] * 4, bits)
+            self._ties += bits - kernels().agreement(*[decided.nonzero] * 4, bits)  # type: ignore[call-arg, arg-type]
         self._both += both - padding
         self._alike += alike - padding
         self._coordinates += coordinates

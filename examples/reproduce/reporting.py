@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from progress import Progress  # noqa: F401  (the scripts take it from here)
+from recording import about, append
 
 VOTES, FLOATS, THEORY = "#c2185b", "#767676", "#111111"
 
@@ -86,7 +87,7 @@ def shades(names) -> dict:
 
 
 def finish(checks: list[Check], figure, out: Path) -> list[Check]:
-    """Prints the table and the verdict, and writes the picture."""
+    """Prints the table and the verdict, and writes the picture, and beside it the table as lines of JSON."""
     rows = [("", "expected", "measured", "tolerance", "")]
     rows += [(c.what, c.expected, c.measured, c.tolerance, "ok" if c.holds else "NOT SO") for c in checks]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -96,7 +97,11 @@ def finish(checks: list[Check], figure, out: Path) -> list[Check]:
     print(f"{len(checks) - wrong} of {len(checks)} as expected" + (f"; {wrong} NOT" if wrong else ""))
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=100)
-    print(f"The picture: {out.resolve()}")
+    records, when = out.with_suffix(".jsonl"), about()
+    records.unlink(missing_ok=True)
+    for check in checks:
+        append(records, {**check._asdict(), "holds": bool(check.holds), **when})
+    print(f"The picture: {out.resolve()}, and {records.name}")
     return checks
 
 

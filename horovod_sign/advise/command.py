@@ -10,6 +10,7 @@ import os
 import statistics
 import sys
 import time
+from typing import Any
 
 from horovod_sign.advise import measure, model, models, report
 from horovod_sign.advise.layout import Layout, grown
@@ -27,7 +28,7 @@ _ALONE = (
 )
 
 
-def add_arguments(parser: argparse.ArgumentParser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `advise`."""
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--parameters", type=_count, metavar="N", help="how many parameters the model trains, as 25.6e6")
@@ -60,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def advise(parameters: int, step: float | None, comm, options) -> dict:
+def advise(parameters: int, step: float | None, comm: Any, options: argparse.Namespace) -> dict:
     """Measures and predicts. A collective of `comm`, if there is one."""
     predictions = []
     if comm is not None:
@@ -76,7 +77,7 @@ def advise(parameters: int, step: float | None, comm, options) -> dict:
     return {"parameters": parameters, "step_s": step, "predictions": predictions}
 
 
-def _predictions(named, n, step, where: Layout, speeds: measure.Speeds, now: bool) -> dict:
+def _predictions(named: str, n: int, step: float | None, where: Layout, speeds: measure.Speeds, now: bool) -> dict:
     at = {str(ranks): _all_methods(n, grown(where, ranks), speeds) for ranks in _RANKS}
     measured = _all_methods(n, where, speeds) if now else None
     shown = where if now else grown(where, 8)
@@ -110,7 +111,7 @@ def _assumed(speeds: measure.Speeds, gbits: float, latency: float) -> measure.Sp
     return speeds._replace(between=ways, leaders=ways)
 
 
-def _comm():
+def _comm() -> Any:
     """All ranks, by mpi4py; None for one rank alone.
 
     Raises:
@@ -136,7 +137,7 @@ def _comm():
     return comm if comm.size > 1 else None
 
 
-def _op_seconds(comm) -> float:
+def _op_seconds(comm: Any) -> float:
     """What the smallest op of Horovod takes, if all ranks have one; else what it took elsewhere."""
     hvd = facts.binding_over_mpi()
     if not all(comm.allgather(hvd is not None)):

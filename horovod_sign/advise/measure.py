@@ -12,7 +12,7 @@ through at once does not count.
 import statistics
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -54,7 +54,7 @@ class Speeds(NamedTuple):
     copy: float
 
 
-def layout(comm) -> Layout:
+def layout(comm: Any) -> Layout:
     """Ranks and hosts of a communicator of mpi4py; ranks on a host: the most. A collective."""
     host = _of_one_host(comm)
     per_host = max(comm.allgather(host.size))
@@ -63,7 +63,7 @@ def layout(comm) -> Layout:
     return Layout(comm.size, per_host, hosts)
 
 
-def speeds(comm, op: float) -> Speeds:
+def speeds(comm: Any, op: float) -> Speeds:
     """Measures. A collective; all ranks get the same. `op`: see `Speeds`."""
     where = layout(comm)
     host = _of_one_host(comm)
@@ -82,31 +82,31 @@ def speeds(comm, op: float) -> Speeds:
     return Speeds(between, inside, leaders, op, vote, copy)
 
 
-def collectives(comm, where: Layout) -> dict[str, Way]:
+def collectives(comm: Any, where: Layout) -> dict[str, Way]:
     """Each collective among the ranks of a communicator. A collective."""
     return {name: _way(comm, name, act, where) for name, act in _COLLECTIVES.items()}
 
 
-def kernels(comm=None) -> tuple[float, float]:
+def kernels(comm: Any = None) -> tuple[float, float]:
     """Seconds of a vote's kernels, and of a copy, for each coordinate: the slowest rank's, while all are busy."""
     x = np.random.default_rng(0).standard_normal(_COORDINATES).astype(np.float32)
     other = np.empty_like(x)
     segments = native.Segments([(x, x.size)])
 
-    def vote():
+    def vote() -> np.ndarray:
         sign, nonzero, _, _ = algebra.pack_ballot(x)
         half = len(sign) // 2
         decided, _ = algebra.tally([sign[:half], sign[half:]])  # as many coordinates of ballots as are packed
         algebra.kernels().apply("float32", segments, sign, nonzero, 0.0)
         return decided
 
-    def copy():
+    def copy() -> None:
         np.copyto(other, x)
 
-    return tuple(_median(comm, act) / _COORDINATES for act in (vote, copy))
+    return tuple(_median(comm, act) / _COORDINATES for act in (vote, copy))  # type: ignore[return-value]
 
 
-def _way(comm, name: str, act: Callable, where: Layout) -> Way:
+def _way(comm: Any, name: str, act: Callable, where: Layout) -> Way:
     smallest = np.zeros((2, comm.size * 8), np.uint8)
     latency = _median(comm, lambda: act(comm, *smallest), 21) / messages_of(name, comm.size)
     size, times = FEW * comm.size, []
@@ -120,22 +120,22 @@ def _way(comm, name: str, act: Callable, where: Layout) -> Way:
     return Way(latency, max(after - before, 0.1 * after) / (more - less))
 
 
-def _allreduce(comm, _, buffer):
+def _allreduce(comm: Any, _: np.ndarray, buffer: np.ndarray) -> None:
     comm.Allreduce(_mpi().IN_PLACE, buffer.view(np.float32))  # as Horovod does
 
 
-def _alltoall(comm, sent, received):
+def _alltoall(comm: Any, sent: np.ndarray, received: np.ndarray) -> None:
     comm.Alltoall(sent, received)
 
 
-def _allgather(comm, sent, received):
+def _allgather(comm: Any, sent: np.ndarray, received: np.ndarray) -> None:
     comm.Allgather(sent[: len(sent) // comm.size], received)
 
 
 _COLLECTIVES = {"allreduce": _allreduce, "alltoall": _alltoall, "allgather": _allgather}
 
 
-def _median(comm, act: Callable, rounds: int = 5) -> float:
+def _median(comm: Any, act: Callable, rounds: int = 5) -> float:
     """Seconds of `act`, the median of some rounds, each as long as on the slowest rank."""
     taken = []
     for _ in range(rounds):
@@ -148,7 +148,7 @@ def _median(comm, act: Callable, rounds: int = 5) -> float:
     return statistics.median(taken)
 
 
-def _slowest(comm, ways: dict[str, Way] | None) -> dict[str, Way] | None:
+def _slowest(comm: Any, ways: dict[str, Way] | None) -> dict[str, Way] | None:
     """Of what each host has measured, the slowest; None if none has."""
     found = [each for each in comm.allgather(ways) if each is not None]
     if not found:
@@ -158,9 +158,9 @@ def _slowest(comm, ways: dict[str, Way] | None) -> dict[str, Way] | None:
     }
 
 
-def _of_one_host(comm):
+def _of_one_host(comm: Any) -> Any:
     return comm.Split_type(_mpi().COMM_TYPE_SHARED)
 
 
-def _mpi():
+def _mpi() -> Any:
     return load_mpi(initialize=False)

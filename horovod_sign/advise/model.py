@@ -8,6 +8,7 @@ hierarchical        an allreduce of float32 inside each host, an exchange betwee
 """
 
 import math
+from typing import Any
 
 from horovod_sign.advise.layout import Layout, bytes_of, messages_of
 from horovod_sign.advise.measure import Speeds, Way
@@ -66,11 +67,11 @@ def _seconds(collective: str, size: float, times: int, where: Layout, ways: dict
     return messages * way.latency + bytes_of(collective, size, where) * way.per_byte
 
 
-def _allreduce(size: float, times: int, where: Layout, ways, op: float) -> float:
+def _allreduce(size: float, times: int, where: Layout, ways: Any, op: float) -> float:
     return times * op + _seconds("allreduce", size, times, where, ways)
 
 
-def _exchange(n: int, where: Layout, ways, speeds: Speeds, abstain: bool) -> float:
+def _exchange(n: int, where: Layout, ways: Any, speeds: Speeds, abstain: bool) -> float:
     ballots, votes = costs.usual_planes(where.ranks, abstain)
     times, plane = _buckets(n), costs.plane_bytes(n)
     direct = choice.choose(n, where.ranks, abstain, can_go_direct=True) == "direct"

@@ -4,6 +4,7 @@ import importlib
 import math
 import statistics
 import time
+from typing import Any
 
 
 def inspect(path: str) -> tuple[int, float | None]:
@@ -29,7 +30,7 @@ def inspect(path: str) -> tuple[int, float | None]:
     return count, None if loss is None else _seconds(loss)
 
 
-def _seconds(loss) -> float:
+def _seconds(loss: Any) -> float:
     """The median of three passes after a first one. On a GPU it waits for the loss's gradient to be there."""
     taken = []
     for _ in range(4):

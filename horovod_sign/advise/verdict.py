@@ -1,5 +1,7 @@
 """Which method to take, and when votes are not worth it."""
 
+from typing import Any
+
 from horovod_sign.advise.model import VOTES
 
 _HOW = {
@@ -11,7 +13,7 @@ _HOW = {
 WORTH = 0.1  # of a step
 
 
-def verdict(seconds: dict[str, float | None], step: float | None) -> list[str]:
+def verdict(seconds: dict[str, Any], step: float | None) -> list[str]:
     """Sentences.
 
     Args:
@@ -19,7 +21,7 @@ def verdict(seconds: dict[str, float | None], step: float | None) -> list[str]:
         step: of a step without communication, if it is known.
     """
     votes = {name: seconds[name] for name in VOTES if seconds.get(name) is not None}
-    best = min(votes, key=votes.get)
+    best = min(votes, key=votes.__getitem__)
     usual = min("float32", "float16", key=lambda name: seconds[name])
     saved = seconds[usual] - votes[best]
     if saved <= 0:

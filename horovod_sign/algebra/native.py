@@ -16,8 +16,13 @@ import functools
 import itertools
 import os
 import sys
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+Buffer = int | np.ndarray | None
+Buffers = Sequence[Buffer] | np.ndarray
 
 SIGNBIT, ABSTAIN, ONEBIT = 0, 1, 2
 """Modes of `Kernels.pack`: the sign bit alone; zeros and NaNs abstain; zeros and NaNs count as plus."""
@@ -31,7 +36,7 @@ _ABI_VERSION = 2
 _VARIABLE = "HOROVOD_SIGN_KERNELS"
 
 _pointer, _int, _long = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
-_SIGNATURES = {
+_SIGNATURES: dict[str, tuple] = {
     "pack": (None, _int, _int, _int, _long, _pointer, _pointer, _pointer, _pointer, _pointer, _pointer),
     "interpolate_pack": (None, _int, _int, _int, _long, *[_pointer] * 5, _int, _pointer, _pointer, _pointer),
     "tally": (_long, _int, _long, _pointer, _pointer, _long, _pointer, _pointer),
@@ -53,7 +58,7 @@ class _Table(ctypes.Structure):
     _fields_ = [("name", ctypes.c_char_p), *[(name, _pointer) for name in _SIGNATURES]]
 
 
-def _not_built(name, here):
+def _not_built(name: str, here: str) -> str:
     """What to do about kernels that are not there: often Python has taken a checkout for the installed package."""
     for entry in sys.path:
         folder = os.path.join(os.path.abspath(entry), "horovod_sign", "algebra")
@@ -69,7 +74,7 @@ def _not_built(name, here):
     )
 
 
-def _load():
+def _load() -> ctypes.CDLL:
     """The library next to this file."""
     name = "_kernels.so"
     path = os.path.join(os.path.dirname(os.path.abspath(__file__)), name)
@@ -87,12 +92,12 @@ def _load():
 _library = _load()
 
 
-def supported():
+def supported() -> tuple[str, ...]:
     """Names of the kernel sets that this processor runs, best first."""
     return tuple(_library.hs_supported().decode().split())
 
 
-def address(buffer):
+def address(buffer: Buffer) -> int:
     """The address of a buffer: an int as it is, 0 for None, or where a C-contiguous NumPy array's data starts."""
     if type(buffer) is int:
         return buffer
@@ -105,7 +110,7 @@ def address(buffer):
     return int(buffer)
 
 
-def _addresses(buffers):
+def _addresses(buffers: Buffers) -> np.ndarray:
     """A uint64 array of addresses, from one or from a sequence of buffers."""
     if isinstance(buffers, np.ndarray) and buffers.dtype == np.uint64:
         return np.ascontiguousarray(buffers)
@@ -124,7 +129,7 @@ class Segments:
     Tensor i fills ceil(lengths[i] / 64) words of 8 bytes. Unless `offsets` says otherwise, tensors follow each other.
     """
 
-    def __init__(self, tensors, offsets=None):
+    def __init__(self, tensors: Iterable[tuple[Buffer, int]], offsets: Sequence[int] | None = None) -> None:
         """tensors: a sequence of (address or array, number of elements)."""
         tensors = list(tensors)
         lengths = [int(n) for _, n in tensors]
@@ -142,13 +147,13 @@ class Segments:
         self._lengths, self._offsets = address(self.lengths), address(self.offsets)
         self._point([p for p, _ in tensors])
 
-    def _point(self, pointers):
+    def _point(self, pointers: Buffers) -> None:
         self.pointers = _addresses(pointers)
         if self.pointers.shape != (self.k,):
             raise ValueError(f"{self.k} tensors were laid out, but {len(self.pointers)} addresses were given")
         self._pointers = address(self.pointers)
 
-    def with_pointers(self, pointers):
+    def with_pointers(self, pointers: Buffers) -> "Segments":
         """The same layout over other memory: one address (or array) for each tensor."""
         other = object.__new__(Segments)
         for name in ("lengths", "offsets", "plane_bytes", "coordinates", "k", "_lengths", "_offsets"):
@@ -156,7 +161,7 @@ class Segments:
         other._point(pointers)
         return other
 
-    def subset(self, indices, pointers):
+    def subset(self, indices: Any, pointers: Buffers) -> "Segments":
         """The layout of some of the tensors, in the same plane, over other memory: one address for each of them."""
         other = object.__new__(Segments)
         other.lengths, other.offsets = self.lengths[indices], self.offsets[indices]
@@ -166,7 +171,7 @@ class Segments:
         return other
 
 
-def dtype_code(dtype):
+def dtype_code(dtype: Any) -> int:
     """The kernels' number of an element type: its name, its NumPy dtype, or the number itself. TypeError for others."""
     if type(dtype) is int:
         return dtype
@@ -176,12 +181,12 @@ def dtype_code(dtype):
     return DTYPES[name]
 
 
-def _check_bits(bits):
+def _check_bits(bits: int) -> None:
     if bits not in (2, 4, 8, 16):
         raise ValueError(f"fields are 2, 4, 8 or 16 bits wide, not {bits}")
 
 
-def _per_segment(values, k):
+def _per_segment(values: Any, k: int) -> np.ndarray:
     """k doubles, from one number for all segments or one for each."""
     array = np.asarray(values, np.float64)
     if array.ndim == 0:
@@ -191,7 +196,7 @@ def _per_segment(values, k):
     return np.ascontiguousarray(array)
 
 
-def given_threads():
+def given_threads() -> int:
     """How many threads this process was given: OMP_NUM_THREADS, or the cores that it may run on."""
     given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     if given.isdecimal() and int(given) > 0:
@@ -206,7 +211,11 @@ class Kernels:
         threads: how many threads work on large tensors; may be set at any time, and no result depends on it.
     """
 
-    def __init__(self, name):
+    if TYPE_CHECKING:  # the kernels, which __init__ looks up
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    def __init__(self, name: str) -> None:
         table = _library.hs_kernels(name.encode())
         if not table:
             raise ValueError(f"no kernel set {name!r} on this processor; available: {', '.join(supported())}")
@@ -215,10 +224,10 @@ class Kernels:
             pointer = getattr(table.contents, function)
             setattr(self, "_" + function, ctypes.CFUNCTYPE(restype, *argtypes)(pointer))
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"Kernels({self.name!r})"
 
-    def pack(self, dtype, mode, segments, sign, nonzero=None):
+    def pack(self, dtype: Any, mode: int, segments: Segments, sign: Buffer, nonzero: Buffer = None) -> tuple[int, int]:
         """Writes the segments' sign plane (and nonzero plane in mode ABSTAIN). Returns (zeros, NaNs) of ABSTAIN."""
         counts = (_long * 2)()
         if mode == ABSTAIN and nonzero is None:
@@ -238,8 +247,17 @@ class Kernels:
         return counts[0], counts[1]
 
     def interpolate_pack(
-        self, dtype, mode, segments, momenta, beta_vote, beta_state, sign, nonzero=None, vote_gradient=False
-    ):
+        self,
+        dtype: Any,
+        mode: int,
+        segments: Segments,
+        momenta: Buffers,
+        beta_vote: float,
+        beta_state: float,
+        sign: Buffer,
+        nonzero: Buffer = None,
+        vote_gradient: bool = False,
+    ) -> tuple[int, int]:
         """Updates float32 momenta (one buffer per segment) and packs the interpolation, or the gradients themselves.
 
         v = beta_vote m + (1 - beta_vote) g and m <- beta_state m + (1 - beta_state) g in float32, each operation
@@ -268,7 +286,15 @@ class Kernels:
         )
         return counts[0], counts[1]
 
-    def tally(self, signs, nonzeros, nbytes, out_sign, out_nonzero=None, one_bit=False):
+    def tally(
+        self,
+        signs: Buffers,
+        nonzeros: Buffers | None,
+        nbytes: int,
+        out_sign: Buffer,
+        out_nonzero: Buffer = None,
+        one_bit: bool = False,
+    ) -> int:
         """The majority of ballots over nbytes bytes; returns the number of coordinates with as many pluses as minuses.
 
         signs, nonzeros: a sequence of buffers, or a uint64 array of addresses (0: abstains nowhere). nonzeros may be
@@ -286,11 +312,11 @@ class Kernels:
         out_nonzero = 0 if one_bit else address(out_nonzero)
         return self._tally(self.threads, m, address(signs), address(nonzeros), nbytes, address(out_sign), out_nonzero)
 
-    def unpack_int8(self, sign, nonzero, n, out):
+    def unpack_int8(self, sign: Buffer, nonzero: Buffer, n: int, out: Buffer) -> None:
         """Writes n votes as int8 -1, 0, +1."""
         self._unpack_int8(self.threads, address(sign), address(nonzero), n, address(out))
 
-    def unpack(self, dtype, segments, sign, nonzero=None):
+    def unpack(self, dtype: Any, segments: Segments, sign: Buffer, nonzero: Buffer = None) -> None:
         """Writes the votes -1, 0, +1 into the segments."""
         self._unpack(
             self.threads,
@@ -303,7 +329,9 @@ class Kernels:
             address(nonzero),
         )
 
-    def apply(self, dtype, segments, sign, nonzero, lr, weight_decay=0.0):
+    def apply(
+        self, dtype: Any, segments: Segments, sign: Buffer, nonzero: Buffer, lr: Any, weight_decay: Any = 0.0
+    ) -> None:
         """x <- x - lr (vote + weight_decay x) for all segments; lr and weight_decay: one number, or one per segment."""
         lr, weight_decay = _per_segment(lr, segments.k), _per_segment(weight_decay, segments.k)
         self._apply(
@@ -319,12 +347,21 @@ class Kernels:
             address(weight_decay),
         )
 
-    def encode_counts(self, bits, sign, nonzero, n, fields):
+    def encode_counts(self, bits: int, sign: Buffer, nonzero: Buffer, n: int, fields: Buffer) -> None:
         """Writes n votes as fields of `bits` bits (0 minus, 1 abstains, 2 plus): ceil(n bits / 8) bytes."""
         _check_bits(bits)
         self._encode_counts(self.threads, bits, address(sign), address(nonzero), n, address(fields))
 
-    def decode_counts(self, bits, fields, voters, n, out_sign, out_nonzero=None, one_bit=False):
+    def decode_counts(
+        self,
+        bits: int,
+        fields: Buffer,
+        voters: int,
+        n: int,
+        out_sign: Buffer,
+        out_nonzero: Buffer = None,
+        one_bit: bool = False,
+    ) -> int:
         """Planes (whole words) of the majority from n summed fields; returns the number of ties."""
         _check_bits(bits)
         if out_nonzero is None and not one_bit:
@@ -332,32 +369,32 @@ class Kernels:
         out_nonzero = 0 if one_bit else address(out_nonzero)
         return self._decode_counts(self.threads, bits, address(fields), voters, n, address(out_sign), out_nonzero)
 
-    def all_ones(self, plane, nbytes):
+    def all_ones(self, plane: Buffer, nbytes: int) -> bool:
         """Whether a nonzero plane abstains nowhere in its first nbytes bytes."""
         return bool(self._all_ones(address(plane), nbytes))
 
-    def agreement(self, sign_a, nonzero_a, sign_b, nonzero_b, n):
+    def agreement(self, sign_a: Buffer, nonzero_a: Buffer, sign_b: Buffer, nonzero_b: Buffer, n: int) -> int:
         """Of the first n coordinates, the number where both ballots vote and vote alike."""
         return self._agreement(
             self.threads, address(sign_a), address(nonzero_a), address(sign_b), address(nonzero_b), n
         )
 
-    def read_loop(self, data, nbytes):
+    def read_loop(self, data: Buffer, nbytes: int) -> int:
         """Reads memory as fast as this set can; returns a checksum."""
         return self._read_loop(address(data), nbytes)
 
-    def read_write_loop(self, data, nbytes):
+    def read_write_loop(self, data: Buffer, nbytes: int) -> None:
         """Inverts every bit of some memory, as fast as this set can."""
         self._read_write_loop(address(data), nbytes)
 
 
 @functools.lru_cache(maxsize=64)
-def _coefficients(beta_vote, beta_state):
+def _coefficients(beta_vote: float, beta_state: float) -> ctypes.Array:
     """The floats {beta_vote, 1 - beta_vote, beta_state, 1 - beta_state}, each rounded once, from a double."""
     return (ctypes.c_float * 4)(beta_vote, 1.0 - beta_vote, beta_state, 1.0 - beta_state)
 
 
-def _choose():
+def _choose() -> Kernels:
     """The set that HOROVOD_SIGN_KERNELS names, or the best one."""
     forced = os.environ.get(_VARIABLE, "")
     if forced and forced not in supported():
@@ -370,6 +407,6 @@ def _choose():
 _chosen = _choose()
 
 
-def kernels():
+def kernels() -> Kernels:
     """The kernel set in use: the best one, unless HOROVOD_SIGN_KERNELS named another when this module was imported."""
     return _chosen

@@ -19,7 +19,7 @@ class ProcessGroupCollectives(AtOnce):
         group: the process group; this rank is in it.
     """
 
-    def __init__(self, group: dist.ProcessGroup):
+    def __init__(self, group: dist.ProcessGroup) -> None:
         self._group, self._device = group, device_of(group)
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
 

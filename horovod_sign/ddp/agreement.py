@@ -27,7 +27,7 @@ def group_of(process_group: dist.ProcessGroup | None) -> dist.ProcessGroup:
     return group
 
 
-def agree(items: list[Item], error: Exception | None, group: dist.ProcessGroup):
+def agree(items: list[Item], error: Exception | None, group: dist.ProcessGroup) -> None:
     """Raises the same error on all ranks unless all bring the same items and none has an error. A collective."""
     collectives = ProcessGroupCollectives(group)
     asked = handshake.agree("ddp.VoteState", items, error, collectives.size)

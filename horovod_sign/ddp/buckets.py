@@ -22,7 +22,7 @@ class GradientBucket:
         states: of all parameters.
     """
 
-    def __init__(self, bucket: dist.GradBucket, rule: Rule, states: dict[torch.Tensor, dict]):
+    def __init__(self, bucket: dist.GradBucket, rule: Rule, states: dict[torch.Tensor, dict]) -> None:
         self._key = _key(bucket)
         self.buffer, self.parameters = bucket.buffer(), bucket.parameters()
         for p in self.parameters:
@@ -66,7 +66,7 @@ class GradientBucket:
         """This rank's ballot."""
         return self._votes.collect()
 
-    def write(self, decided: Planes):
+    def write(self, decided: Planes) -> None:
         """Makes the votes, -1, 0 or +1, the gradients."""
         for stand_in, view in zip(self._stand_ins, self._views, strict=True):
             stand_in.grad = view
@@ -89,8 +89,9 @@ class GradientBucket:
 class _Voter:
     """What a bucket of votes asks of an optimizer."""
 
-    def __init__(self, rule: Rule, states: dict[torch.Tensor, dict]):
-        self.param_groups, self._rule, self._states = [{}], rule, states
+    def __init__(self, rule: Rule, states: dict[torch.Tensor, dict]) -> None:
+        self.param_groups: list[dict] = [{}]
+        self._rule, self._states = rule, states
 
     def vote_rule(self, group: dict) -> Rule:
         return self._rule

@@ -7,6 +7,8 @@ if dist.get_rank() == 0:
 state.load_state_dict(torch.load(path)["votes"], model)      # on all ranks
 """
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
@@ -16,12 +18,12 @@ from horovod_sign.momenta import ALL_RANKS, of_rank
 from horovod_sign.tensors.ballots import state_of
 
 
-def own(state, model: torch.nn.Module) -> dict:
+def own(state: Any, model: torch.nn.Module) -> dict:
     """The states of this rank, by name of the parameter."""
     return {"states": {name: dict(state.states.get(p, {})) for name, p in _named(model).items() if p.requires_grad}}
 
 
-def gathered(state, model: torch.nn.Module, root_rank: int) -> dict | None:
+def gathered(state: Any, model: torch.nn.Module, root_rank: int) -> dict | None:
     """The states of this rank, and the tensors among them of all ranks; None but on the root."""
     group, rank, size = state.process_group, state.courier.collectives.rank, state.courier.collectives.size
     kept, momenta = own(state, model), {}
@@ -37,7 +39,7 @@ def gathered(state, model: torch.nn.Module, root_rank: int) -> dict | None:
     return {**kept, ALL_RANKS: {"ranks": size, "momenta": momenta}} if rank == root_rank else None
 
 
-def load(state, state_dict: dict, model: torch.nn.Module):
+def load(state: Any, state_dict: dict, model: torch.nn.Module) -> None:
     """Takes states as this rank had them, or the mean of all where there were not as many ranks as now.
 
     Raises:

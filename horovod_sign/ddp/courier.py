@@ -29,7 +29,7 @@ class Courier:
         group: the ranks that vote.
     """
 
-    def __init__(self, group: dist.ProcessGroup):
+    def __init__(self, group: dist.ProcessGroup) -> None:
         self.collectives = ProcessGroupCollectives(_another(group))
         self._jobs: queue.SimpleQueue = queue.SimpleQueue()
         threading.Thread(target=_work, args=(self._jobs,), name="horovod_sign.ddp", daemon=True).start()
@@ -63,7 +63,7 @@ def _another(group: dist.ProcessGroup) -> dist.ProcessGroup:
     return dist.new_group(ranks, use_local_synchronization=True, **alike)
 
 
-def _work(jobs: queue.SimpleQueue):
+def _work(jobs: queue.SimpleQueue) -> None:
     while (given := jobs.get()) is not None:
         job, future = given
         job()

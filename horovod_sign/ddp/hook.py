@@ -1,12 +1,13 @@
 """The communication hook: a gradient bucket goes in, and a future of the votes on it comes out."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 
 from horovod_sign.ddp.buckets import GradientBucket
 from horovod_sign.ddp.state import VoteState
 from horovod_sign.voting.collectives import Vote
-from horovod_sign.voting.messages import Planes
 from horovod_sign.voting.notices import Notices
 from horovod_sign.voting.protocols import PROTOCOLS
 
@@ -31,9 +32,9 @@ def vote_hook(state: VoteState, bucket: dist.GradBucket) -> torch.futures.Future
 class _BallotOnItsWay:
     """From a packed bucket to its votes."""
 
-    def __init__(self, state: VoteState, voted: GradientBucket, index: int, is_last: bool):
+    def __init__(self, state: VoteState, voted: GradientBucket, index: int, is_last: bool) -> None:
         self._state, self._voted, self._index, self._is_last = state, voted, index, is_last
-        self._decided: Planes | None = None
+        self._decided: Any = None  # Planes
         # In Join a rank without data takes part in the votes of the others, outside of any backward pass.
         joined = not _in_backward()
         if not joined:
@@ -43,7 +44,7 @@ class _BallotOnItsWay:
         # What cannot be voted on abstains, and is told by `finish`: the other ranks wait for this vote.
         self._failure: Exception | None = voted.launch(state.abstain, joined)
 
-    def vote(self):
+    def vote(self) -> None:
         """Carries the ballot to the others, and their decision here. Runs on the thread of the courier."""
         state, voted = self._state, self._voted
         try:
@@ -57,7 +58,7 @@ class _BallotOnItsWay:
         except Exception as error:  # of a network, for example: `finish` raises it, in backward
             self._failure = self._failure or error
 
-    def finish(self, _) -> torch.Tensor:
+    def finish(self, _: Any) -> torch.Tensor:
         """The votes in the buffer, once they are decided."""
         if self._failure is not None:
             raise RuntimeError(f"the vote on gradient bucket {self._index} failed: {self._failure}") from self._failure
@@ -75,5 +76,5 @@ def _in_backward() -> bool:
     return True
 
 
-def _nothing():
+def _nothing() -> None:
     pass

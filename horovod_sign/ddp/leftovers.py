@@ -7,6 +7,7 @@ pass finds the same tensors, and nothing was done to them but to add its gradien
 import warnings
 import weakref
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 
@@ -20,11 +21,11 @@ _ADDED = (
 class Leftovers:
     """Of one model. Warns once."""
 
-    def __init__(self):
-        self._seen: dict[torch.Tensor, tuple[weakref.ref, int]] = {}
+    def __init__(self) -> None:
+        self._seen: dict[torch.Tensor, tuple[Any, int]] = {}
         self._looking = True
 
-    def check(self, parameters: Iterable[torch.Tensor]):
+    def check(self, parameters: Iterable[torch.Tensor]) -> None:
         """Some gradients of a pass are there."""
         for p in [p for p in parameters if p in self._seen]:
             gradient, (seen, version) = p.grad, self._seen.pop(p)
@@ -32,11 +33,11 @@ class Leftovers:
                 self._looking = False
                 warnings.warn(_ADDED, RuntimeWarning, stacklevel=2)
 
-    def expect(self, parameters: Iterable[torch.Tensor]):
+    def expect(self, parameters: Iterable[torch.Tensor]) -> None:
         """Once this backward pass is over, with all that DDP does at its end, the gradients of these are votes."""
         queue = torch.autograd.Variable._execution_engine.queue_callback
         if self._looking:
             queue(lambda: queue(lambda: self._note(parameters)))  # behind DDP's, which comes after all hooks
 
-    def _note(self, parameters: Iterable[torch.Tensor]):
+    def _note(self, parameters: Iterable[torch.Tensor]) -> None:
         self._seen = {p: (weakref.ref(p.grad), p.grad._version) for p in parameters if p.grad is not None}

@@ -9,6 +9,7 @@ import functools
 import math
 import weakref
 from collections.abc import Container
+from typing import Any
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -24,8 +25,8 @@ class Scale:
         parameters: those that are voted on, as they become known.
     """
 
-    def __init__(self, scaler: torch.amp.GradScaler | None, parameters: Container[torch.Tensor]):
-        self._scaler = scaler
+    def __init__(self, scaler: torch.amp.GradScaler | None, parameters: Container[torch.Tensor]) -> None:
+        self._scaler: Any = scaler
         self._parameters = parameters
         _hook_of_all()
         _alive.add(self)
@@ -59,14 +60,14 @@ class Scale:
         buffer.mul_(1 / scale)
         return overflow
 
-    def take_in(self, votes: torch.Tensor, overflow: bool, scale: float):
+    def take_in(self, votes: torch.Tensor, overflow: bool, scale: float) -> None:
         """Scales votes, or makes them infinite if any rank's gradients overflowed."""
         if overflow:
             votes.fill_(math.inf)
         elif self.used:
             votes.mul_(scale)
 
-    def check_step(self, optimizer: torch.optim.Optimizer):
+    def check_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Raises RuntimeError if an optimizer is to step by these votes, and its GradScaler knows nothing of them."""
         if not any(p in self._parameters for group in optimizer.param_groups for p in group["params"][:1]):
             return
@@ -87,13 +88,13 @@ _alive: weakref.WeakSet[Scale] = weakref.WeakSet()
 
 
 @functools.cache
-def _hook_of_all():
+def _hook_of_all() -> None:
     """Has each step of any optimizer of the process checked, from now on.
 
     The hook stays: one that went with its state could be removed, by the garbage collector, while torch calls hooks.
     """
 
-    def check(optimizer, args, kwargs):
+    def check(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
         for scale in list(_alive):
             scale.check_step(optimizer)
 

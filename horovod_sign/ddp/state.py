@@ -1,6 +1,7 @@
 """What a model's votes need to know from step to step: options, momenta, statistics."""
 
 import warnings
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -60,7 +61,7 @@ class VoteState:
         abstain: bool = True,
         transport: str = "auto",
         grad_scaler: torch.amp.GradScaler | None = None,
-    ):
+    ) -> None:
         self._group, error, items = group_of(process_group), None, []
         try:
             self.rule = rules.signsgd() if rule is None else getattr(rule, "rule", rule)
@@ -113,7 +114,7 @@ class VoteState:
         """
         return checkpoints.gathered(self, model, root_rank)
 
-    def load_state_dict(self, state_dict: dict, model: torch.nn.Module):
+    def load_state_dict(self, state_dict: dict, model: torch.nn.Module) -> None:
         """Loads what `state_dict` or `gather_state_dict` gave: on as many ranks as saved it each has its own momenta
         again, bit for bit; on another number all start from their mean."""
         checkpoints.load(self, state_dict, model)
@@ -132,13 +133,13 @@ class VoteState:
             return self.transport
         return choose(coordinates, self.courier.collectives.size, self.abstain, can_go_direct=False)
 
-    def look_for_leftovers(self, voted: GradientBucket, is_last: bool):
+    def look_for_leftovers(self, voted: GradientBucket, is_last: bool) -> None:
         """Whether gradients were added to votes; one of each bucket tells, where it does not lie in DDP's own."""
         self._leftovers.check(voted.parameters)
         if is_last:
             self._leftovers.expect([p for each in self._buckets.values() for p in each.outside])
 
-    def count(self, counted: tuple, nbytes: int, index: int, is_last: bool):
+    def count(self, counted: tuple, nbytes: int, index: int, is_last: bool) -> None:
         """Takes note of a vote, for the statistics."""
         if index == 0:
             self._monitor.begin()
@@ -148,20 +149,20 @@ class VoteState:
         if is_last:
             self._monitor.end(self._sending)
 
-    def report_nan(self, voted: GradientBucket):
+    def report_nan(self, voted: GradientBucket) -> None:
         """Tells the user of NaN, once."""
         report = None if self._nan_reported else voted.nan_report(f"rank {self.courier.collectives.rank}")
         if report is not None:
             self._nan_reported = True
             warnings.warn(report, RuntimeWarning, stacklevel=2)
 
-    def __getstate__(self):
+    def __getstate__(self) -> NoReturn:
         raise TypeError(
             "a ddp.VoteState cannot be pickled, since its momenta are those of parameters and its ranks are here: save "
             "state.gather_state_dict(model), or state.state_dict(model) on each rank, and make it anew"
         )
 
-    def _meet(self, bucket: dist.GradBucket):
+    def _meet(self, bucket: dist.GradBucket) -> None:
         """Notes whose votes these are, in the first pass; afterwards there are no others."""
         parameters = bucket.parameters()
         if all(p in self._voted_on for p in parameters):
@@ -174,7 +175,7 @@ class VoteState:
         self._next, self._knows_all = bucket.index() + 1, bucket.is_last()
 
 
-def _check(rule, abstain, transport, grad_scaler, size: int):
+def _check(rule: Any, abstain: Any, transport: Any, grad_scaler: Any, size: int) -> None:
     """Raises TypeError or ValueError, in one sentence, for arguments that cannot be meant."""
     rules.check_rule(rule)
     if not isinstance(abstain, bool):

@@ -9,6 +9,8 @@ import json
 import os
 import sys
 import threading
+from collections.abc import Iterator
+from typing import Any
 
 from horovod_sign.doctor import facts as facts_of
 from horovod_sign.doctor import selftest
@@ -35,7 +37,9 @@ def run(as_json: bool = False) -> int:
     failed = any(each.level == ERROR for each in findings)
     if speaking and as_json:
         told = [each._asdict() for each in findings]
-        test = None if outcome is None else {**outcome._asdict(), "ranks": ranks.size, "over": ranks.name}
+        test = (
+            None if outcome is None or ranks is None else {**outcome._asdict(), "ranks": ranks.size, "over": ranks.name}
+        )
         print(json.dumps({**facts, "self_test": test, "findings": told, "ok": not failed}, indent=2), flush=True)
     elif speaking:
         lines = [_verdict(ranks, outcome)] if outcome is not None else [why] if why else []
@@ -60,7 +64,7 @@ def _ranks(facts: dict) -> tuple[selftest.ByMPI | selftest.ByHorovod | None, str
     return selftest.ByHorovod(hvd), ""
 
 
-def _ask(ranks, facts: dict, findings: list[Finding]) -> tuple[selftest.Outcome, list[Finding]]:
+def _ask(ranks: Any, facts: dict, findings: list[Finding]) -> tuple[selftest.Outcome, list[Finding]]:
     """The self-test of all ranks, and what all of them found."""
     by_mpi = isinstance(ranks, selftest.ByMPI)
     sizes = (ranks.size, _horovod_size(ranks)) if by_mpi else (None, ranks.size)
@@ -75,10 +79,10 @@ def _ask(ranks, facts: dict, findings: list[Finding]) -> tuple[selftest.Outcome,
 
 
 @contextlib.contextmanager
-def _given_up_after(seconds: float, findings: list[Finding]):
+def _given_up_after(seconds: float, findings: list[Finding]) -> Iterator[None]:
     """Ends the process, with what it knows, if what is inside takes longer: other ranks may never answer."""
 
-    def give_up():
+    def give_up() -> None:
         what = f"not all ranks have answered within {seconds:g} s"
         remedy = "look at each host by itself, without mpirun: they may have other MPIs, or one of them none"
         told = diagnosis([Finding(ERROR, what, remedy), *findings])
@@ -127,7 +131,7 @@ def _unlike(versions: list[dict]) -> list[Finding]:
     return found
 
 
-def _verdict(ranks, outcome: selftest.Outcome) -> str:
+def _verdict(ranks: Any, outcome: selftest.Outcome) -> str:
     right = f"votes by {' and '.join(outcome.tried)} are those of NumPy, bit for bit"
     verdict = f"FAILED on ranks {outcome.failed}" if outcome.failed else right
     return f"Self-test of {ranks.size} ranks over {ranks.name}: {verdict}"

@@ -8,6 +8,7 @@ import os
 import platform
 import sys
 from pathlib import Path
+from typing import Any
 
 from horovod_sign.algebra import kernels, supported
 from horovod_sign.doctor.quiet import quietly
@@ -50,18 +51,18 @@ def collect() -> dict:
     }
 
 
-def binding():
+def binding() -> Any:
     """Horovod for a framework that is there, or None."""
     return next((sys.modules[name] for name in BINDINGS if _works(sys.modules.get(name))), None)
 
 
-def binding_over_mpi():
+def binding_over_mpi() -> Any:
     """Horovod for a framework that is there, if it was built with MPI, or None."""
     hvd = binding()
     return hvd if hvd is not None and hvd.mpi_built() else None
 
 
-def import_binding():
+def import_binding() -> None:
     """Imports Horovod for a framework that is there, if it is for any."""
     for name in BINDINGS:
         with contextlib.suppress(Exception):  # of any kind: frameworks that are broken raise what they like
@@ -69,7 +70,7 @@ def import_binding():
                 return
 
 
-def _works(module) -> bool:
+def _works(module: Any) -> bool:
     """Whether it is a binding: `horovod.torch` can be imported, empty, where Horovod was not built for PyTorch."""
     return hasattr(module, "mpi_built")
 
@@ -119,7 +120,8 @@ def _mpi() -> dict:
 
 
 def _gpus() -> dict:
-    torch, tensorflow = sys.modules.get("torch"), sys.modules.get("tensorflow")
+    torch: Any = sys.modules.get("torch")
+    tensorflow: Any = sys.modules.get("tensorflow")
     seen = torch is not None and torch.cuda.is_available()
     return {
         "names": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if seen else [],

@@ -1,6 +1,6 @@
 """What is wrong with what `facts` found, and what to do: errors, with which no training could work, and less."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from horovod_sign.building import again_line, first_line
@@ -62,7 +62,7 @@ def crashing(facts: dict) -> list[str]:
     return [name for name in names if launch["variables"].get(name, "").lower() == "gloo"]
 
 
-def _frameworks(facts):
+def _frameworks(facts: dict) -> Iterator[Finding]:
     adapters = facts["adapters"]
     works = [name for name, each in adapters.items() if each["works"]]
     for name, each in adapters.items():
@@ -75,7 +75,7 @@ def _frameworks(facts):
         yield Finding(level, what, "pip install torch, or tensorflow, and then Horovod for it: see README.md")
 
 
-def _horovod(facts):
+def _horovod(facts: dict) -> Iterator[Finding]:
     horovod, adapters = facts["horovod"], facts["adapters"]
     if not horovod["installed"] and any(each["framework"] for each in adapters.values()):
         yield Finding(ERROR, "Horovod is not installed", first_line())
@@ -83,7 +83,7 @@ def _horovod(facts):
         yield Finding(ERROR, "Horovod was built without MPI and without Gloo", again_line("HOROVOD_WITH_MPI=1"))
 
 
-def _launch(facts):
+def _launch(facts: dict) -> Iterator[Finding]:
     launch, built = facts["launch"], facts["horovod"]["built_with"]
     variables = launch["variables"]
     if launch["by"] not in (None, "HOROVOD_SIZE") and built and not built["mpi"]:
@@ -101,12 +101,12 @@ def _launch(facts):
         yield Finding(WARNING, what, "unset HOROVOD_ELASTIC")
 
 
-def _crashes(facts):
+def _crashes(facts: dict) -> Iterator[Finding]:
     for name in crashing(facts):
         yield Finding(ERROR, f"{name}=gloo under mpirun crashes Horovod", f"unset {name}, or use horovodrun --gloo")
 
 
-def _mpi(facts):
+def _mpi(facts: dict) -> Iterator[Finding]:
     mpi = facts["mpi"]
     if mpi["another"]:
         what, _, remedy = mpi["why_not"].rpartition(": ")
@@ -118,7 +118,7 @@ def _mpi(facts):
         yield Finding(NOTE, f"small models vote faster with mpi4py, and NumPy arrays only with it: {what}", remedy)
 
 
-def _threads(facts):
+def _threads(facts: dict) -> Iterator[Finding]:
     mpi, kernels = facts["mpi"], facts["kernels"]
     disabled = facts["launch"]["variables"].get("HOROVOD_MPI_THREADS_DISABLE") == "1"
     if mpi["all_threads"] is False or (disabled and mpi["library"]):
@@ -130,7 +130,7 @@ def _threads(facts):
         yield Finding(NOTE, what, f"OMP_NUM_THREADS={facts['cores']}, or let mpirun bind more cores to a rank")
 
 
-def _gpus(facts):
+def _gpus(facts: dict) -> Iterator[Finding]:
     gpus, built = facts["gpus"], facts["horovod"]["built_with"]
     of_torch = gpus["torch_cuda"] or gpus["torch_rocm"]
     if gpus["in_machine"] and not gpus["names"] and gpus["tensorflow_cuda"] is not True:
@@ -145,7 +145,7 @@ def _gpus(facts):
         yield Finding(WARNING, what, "install a build of PyTorch or TensorFlow for CUDA, and Horovod again")
 
 
-def _kernels(facts):
+def _kernels(facts: dict) -> Iterator[Finding]:
     forced = facts["launch"]["variables"].get("HOROVOD_SIGN_KERNELS")
     best = next((name for name in ("avx512", "avx2", "neon") if name in facts["kernels"]["supported"]), "scalar")
     if forced and facts["kernels"]["in_use"] != best:
@@ -155,7 +155,7 @@ def _kernels(facts):
         yield Finding(NOTE, "this processor has no kernels of its own here, and packs bits slowly", "nothing")
 
 
-def _versions(facts):
+def _versions(facts: dict) -> Iterator[Finding]:
     others = never_tested(facts["versions"])
     if others:
         what = f"never tested together: {', '.join(others)}"

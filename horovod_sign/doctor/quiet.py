@@ -5,10 +5,11 @@ import faulthandler
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def quietly():
+def quietly() -> Iterator[None]:
     """Inside, nothing that is printed is seen, also by libraries: but a crash is told of where it was seen before."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     streams = [stream for stream in (sys.stdout, sys.stderr) if stream is not None]

@@ -1,7 +1,7 @@
 """A vote of all ranks by each transport, against NumPy: over MPI by mpi4py, or over whatever Horovod has."""
 
 import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,14 +15,14 @@ from horovod_sign.voting.protocols import PROTOCOLS
 class ByMPI:
     """Votes by `majority_vote` on a communicator of mpi4py."""
 
-    def __init__(self, comm):
+    def __init__(self, comm: Any) -> None:
         self.name, self.rank, self.size, self._comm = "MPI", comm.rank, comm.size, comm
 
     def vote(self, x: np.ndarray, abstain: bool, transport: str) -> np.ndarray:
         """The vote of all ranks on x."""
         return majority_vote(x, self._comm, abstain=abstain, transport=transport)
 
-    def gather(self, mine) -> list:
+    def gather(self, mine: Any) -> list:
         """What each rank has. A collective."""
         return self._comm.allgather(mine)
 
@@ -38,7 +38,7 @@ class ByHorovod:
         hvd: Horovod for PyTorch or for TensorFlow.
     """
 
-    def __init__(self, hvd):
+    def __init__(self, hvd: Any) -> None:
         if not hvd.is_initialized():
             hvd.init()
         self.name = "MPI, by Horovod" if hvd.mpi_enabled() else "Gloo"
@@ -49,10 +49,11 @@ class ByHorovod:
         """The vote of all ranks on x."""
         sign, nonzero, _, _ = algebra.pack_ballot(x, abstain)
         protocol = PROTOCOLS[transport](Planes(sign, nonzero), self.rank, self.size, not abstain)
-        decided = Vote(protocol, self, f"horovod_sign.selftest.{transport}.{abstain}").wait()
+        name = f"horovod_sign.selftest.{transport}.{abstain}"
+        decided = Vote(protocol, self, name).wait()  # type: ignore[arg-type]  # which neither polls nor idles
         return algebra.unpack_votes(decided.sign, decided.nonzero, x.size)
 
-    def gather(self, mine) -> list:
+    def gather(self, mine: Any) -> list:
         """What each rank has. A collective."""
         return self._hvd.allgather_object(mine, name="horovod_sign.selftest.gathered")
 

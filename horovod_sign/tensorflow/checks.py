@@ -1,5 +1,7 @@
 """Arguments that both wrappers take, checked once."""
 
+from typing import Any
+
 import horovod.tensorflow as hvd
 
 from horovod_sign.keywords import check_keywords, wrong_compression
@@ -14,7 +16,7 @@ _WITHOUT_EFFECT = frozenset(
 )
 
 
-def check_arguments(wrapper: str, compression, process_set, unsupported):
+def check_arguments(wrapper: str, compression: Any, process_set: Any, unsupported: Any) -> None:
     """Raises TypeError or ValueError, in one sentence, for what a wrapper of `hvs` cannot do."""
     check_keywords(wrapper, unsupported, hvd, _WITHOUT_EFFECT)
     reachable(hvd, process_set)

@@ -15,7 +15,7 @@ __all__ = ["TensorFlowKerasState", "run"]  # noqa: F822
 __all__ += adopt(globals(), horovod.tensorflow.elastic, __all__)
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name == "TensorFlowKerasState":  # not before it is asked for: it needs Keras
         from horovod_sign.tensorflow.keras.elastic import TensorFlowKerasState
 
@@ -32,7 +32,7 @@ def run(func: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @functools.wraps(func)
-    def training(state, *args, **kwargs):
+    def training(state: Any, *args: Any, **kwargs: Any) -> Any:
         with horovods_failures():
             return func(state, *args, **kwargs)
 

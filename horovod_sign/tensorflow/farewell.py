@@ -7,7 +7,7 @@ vote has. Where all ranks do so, all have left; where some do, all learn of it, 
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import horovod.tensorflow as hvd
 import numpy as np
@@ -47,7 +47,7 @@ class Former(NamedTuple):
     widths: list[int]
 
 
-def say(former: Former, process_set, size: int):
+def say(former: Former, process_set: Any, size: int) -> None:
     """Leaves a vote. A collective of all ranks, whether they leave or vote. Executes eagerly.
 
     Args:
@@ -60,7 +60,7 @@ def say(former: Former, process_set, size: int):
 
     options = {"ignore_name_scope": True, "process_set": process_set}
 
-    def leave(number):
+    def leave(number: int) -> tf.Tensor:
         name, all_left = f"{former.name}.{number}.0", []
         if former.scaled and number == 0:
             heard = hvd.allreduce(tf.constant(0), op=hvd.Sum, name=f"{former.name}.finite", **options)
@@ -137,10 +137,10 @@ def unless_left(results: list, left: list) -> list:
     ]
 
 
-def _heads(received, lengths):
+def _heads(received: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
     return tf.gather(received, tf.cumsum(lengths, exclusive=True))
 
 
-def _unless(left, tensor):
+def _unless(left: tf.Tensor, tensor: tf.Tensor) -> tf.Tensor:
     with tf.control_dependencies([tf.debugging.Assert(~left, [_LEFT])]):
         return tf.identity(tensor)

@@ -4,7 +4,8 @@ A rank that has voted, or has loaded what it votes by, has a history and keeps i
 those that have one.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import horovod.tensorflow as hvd
 import numpy as np
@@ -26,7 +27,7 @@ class Kept:
         process_set: the ranks that vote.
     """
 
-    def __init__(self, slots: list, counters: list, votes: Callable | None, process_set=hvd.global_process_set):
+    def __init__(self, slots: list, counters: list, votes: Any, process_set: Any = hvd.global_process_set) -> None:
         self.slots, self.counters, self._votes, self.process_set = slots, counters, votes, process_set
 
     @property
@@ -34,7 +35,7 @@ class Kept:
         """Whether they have seen a vote, here or before they were saved."""
         return bool(self.slots) and int(self._votes()) > 0
 
-    def share(self, has_history: bool, process_set):
+    def share(self, has_history: bool, process_set: Any) -> None:
         """Gives ranks without a history the mean of the others' momenta. A collective.
 
         Raises:
@@ -88,7 +89,7 @@ class Kept:
         for counter in self.counters:
             counter.assign(gathered["votes"])
 
-    def _agree(self, what, items, error, process_set):
+    def _agree(self, what: str, items: Sequence[Item], error: Exception | None, process_set: Any) -> None:
         """Asks whether all ranks have slots of the same shapes: each is a collective of its own."""
         if process_set.size() > 1:
             shapes = [(f"momentum {i}", str(tuple(slot.shape))) for i, slot in enumerate(self.slots)]

@@ -3,6 +3,8 @@
 State is made once, outside of any graph, however often and wherever the step is traced.
 """
 
+from collections.abc import Sequence
+
 import tensorflow as tf
 
 from horovod_sign.rules import Rule
@@ -18,7 +20,7 @@ class OwnStates:
         votes: how many votes they have seen.
     """
 
-    def __init__(self, rule: Rule, shapes: list[tuple[int, ...]]):
+    def __init__(self, rule: Rule, shapes: list[tuple[int, ...]]) -> None:
         self._warmup_steps = rule.warmup_steps
         with tf.init_scope():
             self.slots = [[variable(tf.zeros(shape), name=f"sign_{name}") for name in rule.states] for shape in shapes]
@@ -38,7 +40,7 @@ class OwnStates:
         others.votes = self.votes
         return others
 
-    def next(self, indices) -> States:
+    def next(self, indices: Sequence[int]) -> States:
         """The states of these variables for the next vote. Counts it."""
         before = self.votes.assign_add(1) - 1
         return States([self.slots[i] for i in indices], before < self._warmup_steps)
@@ -52,14 +54,14 @@ def flat(slots: list[list]) -> list:
 class Sums:
     """Gradients summed over several backward passes; a variable without a gradient adds nothing."""
 
-    def __init__(self, variables: list[Coordinates]):
+    def __init__(self, variables: list[Coordinates]) -> None:
         self._variables = variables
         wide = [tf.float64 if v.dtype == tf.float64 else tf.float32 for v in variables]
         with tf.init_scope():
             self._sums = [variable(tf.zeros(v.shape, w)) for v, w in zip(variables, wide, strict=True)]
         self._heard = variable(0, tf.int32)
 
-    def add(self, gradients: list, abstaining=None, indices=None):
+    def add(self, gradients: list, abstaining: tf.Tensor | None = None, indices: Sequence[int] | None = None) -> None:
         """Adds one pass's gradients.
 
         Args:
@@ -73,7 +75,7 @@ class Sums:
                 total.assign_add(wide if abstaining is None else tf.where(heard, wide, tf.zeros_like(wide)))
         self._heard.assign_add(tf.cast(heard, tf.int32))
 
-    def take(self, passes: int, indices=None) -> tuple[list[tf.Tensor], tf.Tensor]:
+    def take(self, passes: int, indices: Sequence[int] | None = None) -> tuple[list[tf.Tensor], tf.Tensor]:
         """The means over passes, and whether no pass was heard; starts anew, also those of other indices."""
         means = [total.read_value() / passes for total in self._of(indices)]
         silent = self._heard.read_value() == 0
@@ -82,5 +84,5 @@ class Sums:
         self._heard.assign(0)
         return means, silent
 
-    def _of(self, indices):
+    def _of(self, indices: Sequence[int] | None) -> list:
         return self._sums if indices is None else [self._sums[i] for i in indices]

@@ -6,7 +6,9 @@ TensorFlow operations in the caller's graph, bit for bit the same, and goes when
 """
 
 import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import tensorflow as tf
 from tensorflow.python.eager import context
@@ -24,15 +26,15 @@ class Compiled:
         function: of tensors, lists of tensors and None, of static shapes; plain array code.
     """
 
-    def __init__(self, function):
+    def __init__(self, function: Callable) -> None:
         self._plain, self._function = function, tf.function(function, jit_compile=True, autograph=False)
-        self._signatures = set()
+        self._signatures: set[tuple] = set()
 
-    def __call__(self, *args):
+    def __call__(self, *args: Any) -> Any:
         with _unobserved():
             return (self._function if self._affordable(args) else self._plain)(*args)
 
-    def _affordable(self, args) -> bool:
+    def _affordable(self, args: Any) -> bool:
         tensors = [t for arg in args for t in (arg if isinstance(arg, (list, tuple)) else [arg]) if t is not None]
         signature = tuple((t.dtype, tuple(t.shape)) for t in tensors)
         if signature not in self._signatures:
@@ -45,7 +47,7 @@ class Compiled:
 
 
 @contextmanager
-def _unobserved():
+def _unobserved() -> Iterator[None]:
     """Inside, what observes each operation (`tf.debugging.enable_check_numerics`) does not see ours.
 
     XLA cannot compile what it puts into a graph; and a gradient that is NaN is found where it comes from.

@@ -1,13 +1,14 @@
 """What Horovod's ops are given, so that TensorFlow executes them each time that a graph runs."""
 
 import functools
+from typing import Any
 
 import tensorflow as tf
 
 from horovod_sign.tensorflow.variables import variable
 
 
-def at_each_run(tensor) -> tf.Tensor:
+def at_each_run(tensor: Any) -> tf.Tensor:
     """The same tensor, which TensorFlow takes for no constant, even if it is one, as gradients may be.
 
     To TensorFlow, Horovod's ops have no side effects: it would send a constant once, while it optimizes the graph, and

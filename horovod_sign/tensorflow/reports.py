@@ -4,6 +4,8 @@ The graph finds out, and calls Python only when there is something to tell, so a
 """
 
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -11,10 +13,10 @@ import tensorflow as tf
 from horovod_sign.statistics import MARGIN, PATIENCE, chance_agreement, nan_report, systematic_disagreement
 
 
-def call_if(condition: tf.Tensor, function):
+def call_if(condition: tf.Tensor, function: Callable[[], Any]) -> None:
     """Calls a function in the graph, for what it does, where `condition` is true."""
 
-    def call():
+    def call() -> None:
         function()
 
     tf.cond(condition, call, lambda: None)
@@ -27,10 +29,11 @@ class Reports:
         voter: who votes here: "rank 3".
     """
 
-    def __init__(self):
-        self.voter, self._said = "", set()
+    def __init__(self) -> None:
+        self.voter = ""
+        self._said: set[str] = set()
 
-    def tell_nans(self, nans: tf.Tensor, labels: list[str], sizes: list[int]):
+    def tell_nans(self, nans: tf.Tensor, labels: list[str], sizes: list[int]) -> None:
         """Names the first gradient that has NaN. For a branch of the graph that is taken only if one has.
 
         Args:
@@ -38,13 +41,13 @@ class Reports:
             labels, sizes: what they are of, and their coordinates.
         """
 
-        def tell(counts):
+        def tell(counts: np.ndarray) -> None:
             i = int(np.flatnonzero(counts)[0])
             self._warn("nans", nan_report(self.voter, labels[i], int(counts[i]), sizes[i]))
 
         tf.numpy_function(tell, [nans], [])
 
-    def tell_disagreement(self, measured: tf.Tensor, mean: tf.Tensor, size: int, one_bit: bool):
+    def tell_disagreement(self, measured: tf.Tensor, mean: tf.Tensor, size: int, one_bit: bool) -> None:
         """Looks, after a step, whether this rank agrees with the vote less than random votes would.
 
         Args: as of `statistics.systematic_disagreement`.
@@ -52,7 +55,7 @@ class Reports:
         if size <= 2:  # nobody can tell which of two is wrong
             return
 
-        def tell(measured, mean):
+        def tell(measured: np.ndarray, mean: np.ndarray) -> None:
             text = systematic_disagreement(self.voter, size, one_bit, int(measured), float(mean))
             if text is not None:
                 self._warn("disagrees", text)
@@ -60,7 +63,7 @@ class Reports:
         suspicious = (measured >= PATIENCE) & (mean < chance_agreement(size, one_bit) - MARGIN)
         call_if(suspicious, lambda: tf.numpy_function(tell, [measured, mean], []))
 
-    def _warn(self, what: str, text: str):
+    def _warn(self, what: str, text: str) -> None:
         if what not in self._said:
             self._said.add(what)
             warnings.warn(text, RuntimeWarning, stacklevel=2)

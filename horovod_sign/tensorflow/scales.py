@@ -4,6 +4,8 @@ A vote knows no scale, so each rank has its own: one that overflows abstains in 
 others neither wait nor lower theirs.
 """
 
+from typing import Any
+
 import horovod.tensorflow as hvd
 import tensorflow as tf
 
@@ -15,7 +17,7 @@ from horovod_sign.tensorflow.repeated import at_each_run
 _LEAST = 1.0
 
 
-def speaking(finite: tf.Tensor, name: str, process_set) -> tf.Tensor:
+def speaking(finite: tf.Tensor, name: str, process_set: Any) -> tf.Tensor:
     """How many ranks have finite gradients. Ranks that have joined have none.
 
     Args:
@@ -33,7 +35,7 @@ def lowered(scale: tf.Tensor, heard: tf.Tensor) -> tf.Tensor:
     return tf.where(heard, tf.maximum(scale * 0.5, tf.minimum(scale, _LEAST)), scale * 0.5)
 
 
-def follow(optimizer, finite: tf.Tensor, heard: tf.Tensor):
+def follow(optimizer: Any, finite: tf.Tensor, heard: tf.Tensor) -> None:
     """Moves the scale of a LossScaleOptimizer after a step, as it does by itself.
 
     Args:
@@ -61,8 +63,10 @@ class Scale:
         heard: whether those of any rank count.
     """
 
-    def __init__(self, optimizer, gradients, name: str, process_set, size: int):
-        self._optimizer, self.abstaining, self.heard = optimizer, None, True
+    def __init__(self, optimizer: Any, gradients: list, name: str, process_set: Any, size: int) -> None:
+        self._optimizer = optimizer
+        self.abstaining: Any = None
+        self.heard: Any = True
         self._dynamic = hasattr(optimizer, "initial_scale")
         if not self._dynamic:
             self._scale = tf.constant(optimizer.loss_scale_factor, tf.float32)

@@ -1,12 +1,13 @@
 """Variables of our own, which belong to no traced function, and what variables are called on all ranks."""
 
 import re
+from typing import Any
 
 import tensorflow as tf
 from tensorflow.python.ops.resource_variable_ops import ResourceVariable
 
 
-def variable(value, dtype: tf.DType | None = None, name: str | None = None) -> tf.Variable:
+def variable(value: Any, dtype: tf.DType | None = None, name: str | None = None) -> tf.Variable:
     """A variable that is not trained. Made outside of any graph.
 
     Of a `tf.Variable` the function that is being traced would hear, also outside of its graph: TensorFlow then traces
@@ -16,7 +17,7 @@ def variable(value, dtype: tf.DType | None = None, name: str | None = None) -> t
         return ResourceVariable(value, trainable=False, dtype=dtype, name=name)
 
 
-def underlying(source):
+def underlying(source: Any) -> Any:
     """The tf.Variable of a Keras variable; anything else as it is."""
     value = getattr(source, "value", None)
     return value if isinstance(value, tf.Variable) else source

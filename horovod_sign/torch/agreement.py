@@ -1,5 +1,7 @@
 """Have all ranks the same parameters? Asked before anything is voted on: an error on all ranks, never a hang."""
 
+from typing import Any, NoReturn
+
 import torch
 
 from horovod_sign.options import in_elastic_job
@@ -11,7 +13,7 @@ from horovod_sign.voting.collectives import Vote
 _numbers: dict[int, int] = {}
 
 
-def agree(items: list[handshake.Item], error: Exception | None, process_set) -> str:
+def agree(items: list[handshake.Item], error: Exception | None, process_set: Any) -> str:
     """Raises an error on all ranks unless all bring the same items and none has an error.
 
     A collective: all ranks of the process set call it.
@@ -44,7 +46,7 @@ def agree(items: list[handshake.Item], error: Exception | None, process_set) -> 
     return f"{name}.{number}"
 
 
-def tell(error: Exception, process_set):
+def tell(error: Exception, process_set: Any) -> NoReturn:
     """Raises `error`, why this rank cannot vote, and tells the others, which wait in `agree`."""
     if not in_elastic_job():  # there a rank makes its optimizer alone
         agree([], error, process_set)

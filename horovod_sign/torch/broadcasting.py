@@ -34,7 +34,7 @@ def asking_root() -> int | None:
     return None
 
 
-def broadcast_state(optimizer, root: int, states: list[dict]) -> dict:
+def broadcast_state(optimizer: torch.optim.Optimizer, root: int, states: list[dict]) -> dict:
     """Gives all ranks the options and the state of the root. A collective of all ranks of the job.
 
     Args:
@@ -76,11 +76,11 @@ def _kinds(p: torch.Tensor, state: dict) -> dict[str, Any]:
 class _Tensors:
     """Broadcasts of tensors that are under way."""
 
-    def __init__(self, name: str, root: int):
+    def __init__(self, name: str, root: int) -> None:
         self.name, self._root = name, root
         self._handles: list[tuple[int, torch.Tensor, torch.Tensor]] = []
 
-    def share(self, p: torch.Tensor, old, kind):
+    def share(self, p: torch.Tensor, old: Any, kind: Any) -> Any:
         """The value of the root for a state of `p`; a tensor's elements are there after `wait`."""
         if not isinstance(kind, _Kind):
             return kind
@@ -95,7 +95,7 @@ class _Tensors:
         return tensor
 
     @torch.no_grad()
-    def wait(self):
+    def wait(self) -> None:
         """Waits for all of them."""
         for handle, sent, tensor in self._handles:
             hvd.synchronize(handle)
@@ -103,7 +103,7 @@ class _Tensors:
                 tensor.copy_(sent)
 
 
-def _room(p: torch.Tensor, old, kind: _Kind) -> torch.Tensor:
+def _room(p: torch.Tensor, old: Any, kind: _Kind) -> torch.Tensor:
     """Where a tensor of the root is received: in the one that is there, if it is like it."""
     device = p.device if kind.beside else torch.device("cpu")
     wanted = kind.shape, kind.dtype, device

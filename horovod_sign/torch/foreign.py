@@ -2,9 +2,15 @@
 
 import warnings
 from collections.abc import Callable, Container
+from typing import Any
 
 
-def load_own(optimizer, load: Callable[[dict], None], state_dict: dict, known: Container[str] | None = None) -> bool:
+def load_own(
+    optimizer: Any,
+    load: Callable[[dict], None],
+    state_dict: dict,
+    known: Container[str] | None = None,
+) -> bool:
     """Loads a state dict; of another class of optimizer, what there is in it for this one.
 
     torch takes options and state as they are, and then, or in the next step, a KeyError ends it.

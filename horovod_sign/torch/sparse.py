@@ -1,7 +1,7 @@
 """Votes for an optimizer that takes sparse gradients alone."""
 
 
-def make_sparse(param_groups: list[dict]):
+def make_sparse(param_groups: list[dict]) -> None:
     """Leaves of the votes, which are the gradients now, the rows in which one is not 0: all others stay as they are."""
     for group in param_groups:
         for p in group["params"]:

@@ -1,6 +1,7 @@
 """Whether gradients are still the votes that the last step left there, which cannot be voted on again."""
 
 import weakref
+from typing import Any
 
 import torch
 
@@ -14,11 +15,11 @@ class Spent:
     gradients. So a few values of the largest gradient are kept as well.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._left: list[tuple[torch.Tensor, weakref.ref, int]] = []
-        self._sample: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._sample: Any = None  # (a parameter, values of its gradient)
 
-    def note(self, param_groups: list[dict]):
+    def note(self, param_groups: list[dict]) -> None:
         """The step is over."""
         parameters = [p for group in param_groups for p in group["params"] if p.grad is not None]
         self._left = [(p, weakref.ref(p.grad), p.grad._version) for p in parameters]
@@ -37,7 +38,7 @@ class Spent:
         return bool(sample.any()) and torch.equal(_sample(p.grad), sample)
 
 
-def _is_left(p: torch.Tensor, left: weakref.ref, version: int) -> bool:
+def _is_left(p: torch.Tensor, left: Any, version: int) -> bool:
     return p.grad is not None and p.grad is left() and p.grad._version == version
 
 

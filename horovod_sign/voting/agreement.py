@@ -4,12 +4,13 @@ Each rank describes what it brings in a *record*: 256 bytes, a text and a hash o
 """
 
 import hashlib
+from typing import Any
 
 import numpy as np
 
 _TEXT, _HASH = 240, 16
 _SHOWN = 4  # values that a message shows
-_KINDS = {"-": None, "T": TypeError, "V": ValueError}
+_KINDS: dict[str, Any] = {"-": None, "T": TypeError, "V": ValueError}
 
 
 def encode_record(summary: str, error: Exception | None = None) -> np.ndarray:

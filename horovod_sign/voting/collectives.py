@@ -69,7 +69,7 @@ class Collectives(Protocol):
     def finish(self, handle: Any) -> np.ndarray:
         """Waits for a request and returns its result."""
 
-    def idle(self):
+    def idle(self) -> None:
         """Lets a moment pass for requests to go on."""
 
 
@@ -108,11 +108,13 @@ class Vote:
         name: unique among the votes in flight, the same on all ranks.
     """
 
-    def __init__(self, protocol: Generator[Request, np.ndarray, Any], collectives: Collectives, name: str):
+    def __init__(self, protocol: Generator[Request, np.ndarray, Any], collectives: Collectives, name: str) -> None:
         self.bytes_sent = 0
         self._protocol, self._collectives, self._name = protocol, collectives, name
         self._phase = 0
-        self._handle, self._decision, self._failure = None, None, None
+        self._handle: Any = None
+        self._decision: Any = None
+        self._failure: Exception | None = None
         self._continue(None)
 
     @property
@@ -120,20 +122,20 @@ class Vote:
         """Whether `wait` would return without waiting."""
         return self._handle is None
 
-    def poll(self):
+    def poll(self) -> None:
         """Goes on as far as possible without waiting."""
         self._raise_again()
         while self._handle is not None and self._collectives.done(self._handle):
             self._finish()
 
-    def wait(self):
+    def wait(self) -> Any:
         """Waits for the decision (`messages.Planes`) and returns it."""
         self._raise_again()
         while self._handle is not None:
             self._finish()
         return self._decision
 
-    def _finish(self):
+    def _finish(self) -> None:
         """Ends a request, and goes on. A request that has failed is no more, and neither is its vote."""
         try:
             self._continue(self._collectives.finish(self._handle))
@@ -141,11 +143,11 @@ class Vote:
             self._failure = error
             raise
 
-    def _raise_again(self):
+    def _raise_again(self) -> None:
         if self._failure is not None:
             raise self._failure
 
-    def _continue(self, result):
+    def _continue(self, result: Any) -> None:
         try:
             request = self._protocol.send(result)
         except StopIteration as stop:

@@ -10,7 +10,8 @@ Only payload is counted, as `collectives.bytes_sent` does: not what a library se
 
 from typing import NamedTuple
 
-from horovod_sign.algebra import counts_bits, plane_bytes
+from horovod_sign.algebra import counts_bits
+from horovod_sign.algebra import plane_bytes as plane_bytes
 
 _WORD = 8  # bytes; planes are whole 64-bit words
 

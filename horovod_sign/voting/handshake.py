@@ -16,7 +16,7 @@ Item = tuple[str, str]
 NOTHING = "nothing more"
 
 
-def argument(name: str, value) -> Item:
+def argument(name: str, value: object) -> Item:
     """What all ranks must give as an argument of that name."""
     return f"argument {name}", repr(value)
 

@@ -21,7 +21,7 @@ def vote_of_nodes(
     nodes: Nodes,
     gradients: Callable[[], list],
     pack: Callable[[list], messages.Planes],
-    protocol: Callable[..., Generator],
+    protocol: Callable[..., Generator[Any, Any, Any]],
     one_bit: bool,
     ops: Any = messages,
 ) -> Generator[Request | Within, Any, messages.Planes]:
@@ -39,7 +39,7 @@ def vote_of_nodes(
     alone = nodes.own.size() == 1
     tensors = [] if alone else gradients()
     ballot = pack((yield Within(Average(tensors))) if tensors else [])
-    decided = (yield from protocol(ballot, nodes.number, nodes.count, one_bit, ops)) if nodes.leads else None
+    decided: Any = (yield from protocol(ballot, nodes.number, nodes.count, one_bit, ops)) if nodes.leads else None
     if alone:
         return decided
     length = ballot.sign.shape[0]

@@ -4,11 +4,12 @@ Nothing here is collective, and all of it may fail on one rank alone: the caller
 """
 
 import sys
+from typing import Any
 
 import numpy as np
 
 
-def as_array(x) -> np.ndarray:
+def as_array(x: Any) -> np.ndarray:
     """x as a plain array, of the dtype that x has; masked entries become NaN, which abstains.
 
     Raises:
@@ -37,13 +38,13 @@ def _abstaining(x: np.ma.MaskedArray) -> np.ndarray:
     return np.where(np.ma.getmaskarray(x), np.array(np.nan, x.dtype), x.data)
 
 
-def _has_masks(x) -> bool:
+def _has_masks(x: Any) -> bool:
     if isinstance(x, list | tuple):
         return any(map(_has_masks, x))
     return isinstance(x, np.ma.MaskedArray)
 
 
-def _of_tensor(torch, x) -> np.ndarray:
+def _of_tensor(torch: Any, x: Any) -> np.ndarray:
     """Its values, wherever they are and whatever autograd knows of them: the vote is no function to differentiate."""
     if x.layout != torch.strided:
         raise TypeError(f"pass a dense tensor, as to_dense() makes it, not one of {x.layout}")

@@ -12,13 +12,14 @@ import os
 import re
 import sys
 import warnings
+from typing import Any
 
 _MAPS = "/proc/self/maps"  # what Linux has loaded into this process; elsewhere there is no such check
 _LIBRARY = re.compile(r"libmpi(ch)?(_abi)?\.so(\.|$)")
 _NEEDED = re.compile(rb"\0(libmpi[\w.+-]*)\0")
 
 
-def load_mpi(initialize: bool = True):
+def load_mpi(initialize: bool = True) -> Any:
     """mpi4py's MPI module.
 
     Args:
@@ -47,7 +48,7 @@ def load_mpi(initialize: bool = True):
     return MPI
 
 
-def refuse_another_mpi():
+def refuse_another_mpi() -> None:
     """Raises `AnotherMPI` if this process holds an MPI library, and mpi4py would load another one."""
     held = held_libraries()
     if not held or "mpi4py.MPI" in sys.modules:
@@ -92,7 +93,7 @@ def needed_libraries() -> tuple[str, list[str]]:
 
 
 @functools.cache
-def usable_mpi():
+def usable_mpi() -> Any:
     """mpi4py's MPI module, not started here, or None; a warning where it would load another MPI than Horovod's."""
     try:
         return load_mpi(initialize=False)
@@ -103,7 +104,7 @@ def usable_mpi():
     return None
 
 
-def mpi_beside(hvd):
+def mpi_beside(hvd: Any) -> Any:
     """mpi4py's MPI module, if beside Horovod it reaches the same ranks by the same numbers, from any thread; else None.
 
     Args:

@@ -45,7 +45,7 @@ def split(ballot: Planes, bounds: list[tuple[int, int]]) -> tuple[np.ndarray, li
         buffer[at] = 1 + two
         buffer[at + 1 : at + 1 + b - a] = ballot.sign[a:b]
         if two:
-            buffer[at + 1 + b - a : at + 1 + 2 * (b - a)] = ballot.nonzero[a:b]
+            buffer[at + 1 + b - a : at + 1 + 2 * (b - a)] = ballot.nonzero[a:b]  # type: ignore[index]
         at += 1 + (b - a) * (1 + two)
     return buffer, lengths
 

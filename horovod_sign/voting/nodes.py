@@ -47,7 +47,7 @@ class Nodes(NamedTuple):
     """
 
     number: int
-    count: int
+    count: int  # type: ignore[assignment]  # in place of tuple's
     own: Any
     first: Any
     leads: bool
@@ -61,7 +61,7 @@ class Place(NamedTuple):
     cross_rank: int
 
 
-def find_nodes(hvd) -> Nodes:
+def find_nodes(hvd: Any) -> Nodes:
     """A collective of all ranks, since it makes process sets where there are none.
 
     Args:
@@ -107,7 +107,7 @@ def node_process_sets() -> list[Any]:
     return list(_sets.values())
 
 
-def sharing_memory(MPI) -> list[list[int]]:
+def sharing_memory(MPI: Any) -> list[list[int]]:
     """The ranks of each node, as MPI sees them. A collective of all ranks.
 
     Args:
@@ -134,7 +134,7 @@ def by_places(places: Sequence[Place]) -> list[list[int]] | None:
     return groups if alike and sum(map(len, groups)) == len(places) else None
 
 
-def _groups(hvd) -> list[list[int]]:
+def _groups(hvd: Any) -> list[list[int]]:
     """The ranks of each node, in the order of their first ranks."""
     MPI = mpi_beside(hvd)
     place = Place(hvd.local_rank(), hvd.local_size(), hvd.cross_rank())
@@ -150,13 +150,13 @@ def _named(names: Sequence[str | None]) -> list[list[int]]:
     """The ranks of each node by its name; none if there are no names."""
     if any(names) and not all(names):
         raise ValueError(_SOME)
-    ranks_of: dict[str, list[int]] = {}
+    ranks_of: dict[Any, list[int]] = {}
     for rank, name in enumerate(names if all(names) else ()):
         ranks_of.setdefault(name, []).append(rank)
     return list(ranks_of.values())
 
 
-def _process_set(hvd, ranks: list[int]):
+def _process_set(hvd: Any, ranks: list[int]) -> Any:
     if len(ranks) == hvd.size():
         return hvd.global_process_set
     known = _sets.get(tuple(ranks))

@@ -11,6 +11,7 @@ those of `messages`:
 import numpy as np
 
 from horovod_sign.voting import messages
+from horovod_sign.voting.messages import Planes
 
 _NOTICE = 4
 _COUNTED = 1 << 32
@@ -29,33 +30,33 @@ class Notices:
     tally = staticmethod(messages.tally)
     join = staticmethod(messages.join)
 
-    def __init__(self, given: bool):
+    def __init__(self, given: bool) -> None:
         self.found = given
 
-    def split(self, ballot, bounds):
+    def split(self, ballot: Planes, bounds: list[tuple[int, int]]) -> tuple[np.ndarray, list[int]]:
         buffer, lengths = messages.split(ballot, bounds)
         if self.found:
             buffer[np.cumsum([0, *lengths[:-1]])] |= _NOTICE
         return buffer, lengths
 
-    def parse(self, buffer, chunk_lengths):
+    def parse(self, buffer: np.ndarray, chunk_lengths: list[int]) -> list[Planes]:
         try:
             return messages.parse(buffer, chunk_lengths)
         except RuntimeError:
             self._take_notices(buffer, chunk_lengths)
             return messages.parse(buffer, chunk_lengths)
 
-    def encode_fields(self, ballot, bits):
+    def encode_fields(self, ballot: Planes, bits: int) -> np.ndarray:
         words = messages.encode_fields(ballot, bits)
         words[-1] += _COUNTED * self.found
         return words
 
-    def decode_fields(self, words, bits, one_bit):
+    def decode_fields(self, words: np.ndarray, bits: int, one_bit: bool) -> Planes:
         self.found = bool(words[-1] >= _COUNTED)
         words[-1] %= _COUNTED
         return messages.decode_fields(words, bits, one_bit)
 
-    def _take_notices(self, buffer, chunk_lengths):
+    def _take_notices(self, buffer: np.ndarray, chunk_lengths: list[int]) -> None:
         at = 0
         for length in chunk_lengths:
             if at >= len(buffer):

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 
 def plan(sizes: Iterable[int], capacity: int) -> list[list[int]]:
     """The numbers of what goes together, in order: up to `capacity` in a bucket, which one alone may exceed."""
-    buckets, filled = [], 0
+    buckets: list[list[int]] = []
+    filled = 0
     for i, size in enumerate(sizes):
         if not buckets or filled + size > capacity:
             buckets.append([])

@@ -22,7 +22,7 @@ def check_transport(transport: Any) -> None:
 
 
 def exchange(
-    ballot, rank: int, size: int, one_bit: bool, ops: Any = messages
+    ballot: Any, rank: int, size: int, one_bit: bool, ops: Any = messages
 ) -> Generator[Request, Any, messages.Planes]:
     """Reduce-scatter and allgather, in bits: alltoall of ballots, each rank tallies its chunk, allgather of results.
 
@@ -46,7 +46,7 @@ def exchange(
 
 
 def counts(
-    ballot, rank: int, size: int, one_bit: bool, ops: Any = messages
+    ballot: Any, rank: int, size: int, one_bit: bool, ops: Any = messages
 ) -> Generator[Request, Any, messages.Planes]:
     """Allreduce of bit-counts: sign + 1 (0, 1 or 2) of each coordinate in a field that can hold the sum over all ranks.
 

@@ -111,7 +111,7 @@ def compare(items: Sequence[Item], rank: int, size: int) -> Generator[Allreduce,
     return [Difference(kind, _told(item.name, shown[:, i])) for i, (kind, item) in enumerate(first.items())]
 
 
-def _in_words(value) -> str:
+def _in_words(value: object) -> str:
     """A number as all ranks write it, whether it is a Python number, an array, a tensor or a tuple of such."""
     if isinstance(value, tuple | list):
         return f"({', '.join(map(_in_words, value))})"

@@ -1,10 +1,12 @@
 """The momenta that a distributed optimizer votes by: each rank's own, see `kept`."""
 
+from typing import Any
+
 from horovod_sign.tensorflow.kept import Kept
 from horovod_sign.tensorflow.keras.distributed import is_distributed, step_of
 
 
-def shared_variables(optimizer) -> list:
+def shared_variables(optimizer: Any) -> list:
     """An optimizer's variables that are the same on all ranks."""
     if not (is_distributed(optimizer) and optimizer.built):
         return list(optimizer.variables)
@@ -22,6 +24,6 @@ class Momenta(Kept):
         process_set: the ranks that vote.
     """
 
-    def __init__(self, optimizer):
+    def __init__(self, optimizer: Any) -> None:
         step = step_of(optimizer)
         super().__init__(*step.momenta(), step.process_set)

@@ -7,6 +7,8 @@ nearly everywhere. Moving averages (of BatchNormalization) and the scales of los
 
 import warnings
 import zlib
+from collections.abc import Iterator
+from typing import Any
 
 import horovod.tensorflow as hvd
 import keras
@@ -42,11 +44,11 @@ class ReplicaCheck:
         process_set: Horovod's, of the ranks that compare.
     """
 
-    def __init__(self, process_set=hvd.global_process_set):
+    def __init__(self, process_set: Any = hvd.global_process_set) -> None:
         self._process_set, self._checks = process_set, 0
         self._told: set[str] = set()
 
-    def compare(self, model: keras.Model, when: str, weights: bool = True):
+    def compare(self, model: keras.Model, when: str, weights: bool = True) -> None:
         """A collective.
 
         Args:
@@ -81,19 +83,19 @@ class CheckReplicasCallback(keras.callbacks.Callback):
         process_set: Horovod's.
     """
 
-    def __init__(self, every: int = 100, process_set=hvd.global_process_set):
+    def __init__(self, every: int = 100, process_set: Any = hvd.global_process_set) -> None:
         super().__init__()
         if not isinstance(every, int) or every < 1:
             raise ValueError(f"every must be a number of batches, an integer of at least 1, got {every!r}")
         self.every, self._check, self._batches = every, ReplicaCheck(process_set), 0
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         self._batches += 1
         if self._batches % self.every == 0:
             self._check.compare(self.model, f"after {self._batches} batches")
 
 
-def _numbers(model):
+def _numbers(model: keras.Model) -> Iterator[replicas.Item]:
     for name, optimizer in models.optimizers_of(model).items():
         inner = inner_optimizer(optimizer)
         options = {k: v for k, v in inner.get_config().items() if k not in ("name", "learning_rate")}
@@ -101,11 +103,11 @@ def _numbers(model):
         yield from replicas.numbers(options, sorted(options), name)
 
 
-def _checksums(model, number: int):
+def _checksums(model: keras.Model, number: int) -> Iterator[replicas.Item]:
     variables = model.trainable_variables
     sizes = [int(np.prod(v.shape)) * tf.as_dtype(v.dtype).size for v in variables]
     for i, start, stop in replicas.parts(sizes, number, CHECKED_BYTES):
         v = variables[i]
         piece = np.ascontiguousarray(v.numpy()).reshape(-1).view(np.uint8)[start:stop]
         name = f"the checksum of {common_name(v.path)} {tuple(v.shape)}"
-        yield replicas.Item("parameters", name, f"{zlib.crc32(piece):08x}")
+        yield replicas.Item("parameters", name, f"{zlib.crc32(piece):08x}")  # type: ignore[arg-type]

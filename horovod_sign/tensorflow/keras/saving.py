@@ -113,7 +113,7 @@ def load_model(
     return model
 
 
-def _rebuild_optimizer(model, filepath):
+def _rebuild_optimizer(model: Any, filepath: str | os.PathLike[str]) -> None:
     """Loads the optimizer of an .h5 file, which Keras 3 builds for no variables, so that it could not go on."""
     optimizer = model.optimizer
     if not optimizer.built or len(optimizer._trainable_variables) == len(model.trainable_variables):
@@ -139,20 +139,20 @@ def check_saving(model: keras.Model) -> None:
     step_of(optimizer)
 
 
-def _gathered(optimizer, process_set, wanted: bool) -> dict[str, np.ndarray]:
+def _gathered(optimizer: Any, process_set: Any, wanted: bool) -> dict[str, np.ndarray]:
     """The momenta of all ranks; none of an optimizer that is not built yet, which must be so on all ranks."""
     own = Momenta(optimizer) if optimizer.built else Kept([], [], None, process_set)
     built = ("the optimizer", "built" if optimizer.built else "not built")
     return own.gather("save_model", [built], wanted=wanted)
 
 
-def _optimizer(model, why: str):
+def _optimizer(model: Any, why: str) -> Any:
     if getattr(model, "optimizer", None) is None:
         raise ValueError(why)
     return model.optimizer
 
 
-def _write(model, path: Path, gathered: dict) -> str | None:
+def _write(model: Any, path: Path, gathered: dict) -> str | None:
     """Writes the file; what went wrong, if anything."""
     partial = path.with_name(f".{path.stem}.partial.keras")
     try:
@@ -166,7 +166,7 @@ def _write(model, path: Path, gathered: dict) -> str | None:
     return None
 
 
-def _read(filepath) -> dict[str, np.ndarray]:
+def _read(filepath: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """The momenta of all ranks in a file; none in one that `model.save` wrote."""
     if not zipfile.is_zipfile(filepath):
         return {}

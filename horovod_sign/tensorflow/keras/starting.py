@@ -5,6 +5,7 @@ Keras makes the variables of many models in their first batch. What is there is 
 
 import hashlib
 import warnings
+from typing import Any
 
 import horovod.tensorflow as hvd
 import numpy as np
@@ -33,7 +34,7 @@ class Start:
         TypeError: on some rank the training certainly takes no vote. On all ranks.
     """
 
-    def __init__(self, model, root_rank: int, process_set, what: str):
+    def __init__(self, model: Any, root_rank: int, process_set: Any, what: str) -> None:
         self._model, self._root_rank, self._process_set = model, root_rank, process_set
         self._after_batches = []
         models.agree_to_vote(model, what, process_set)
@@ -42,12 +43,12 @@ class Start:
         if models.may_not_vote(model):
             self._after_batches.append(self._compare)
 
-    def batch_ends(self):
+    def batch_ends(self) -> None:
         """To be called after each batch."""
         if self._after_batches:
             self._after_batches.pop(0)()
 
-    def _begin(self):
+    def _begin(self) -> None:
         built, alike = self._ask()
         optimizers = models.optimizers_of(self._model)
         histories = histories_of(optimizers)
@@ -60,7 +61,7 @@ class Start:
         saved = [(v, v.numpy()) for v in all_variables(self._model, optimizers)] if keep else []
         self._after_batches.append(lambda: self._begin_again(saved, None if alike else histories))
 
-    def _begin_again(self, saved, histories):
+    def _begin_again(self, saved: Any, histories: Any) -> None:
         for variable, value in saved:
             variable.assign(value)
         optimizers = models.optimizers_of(self._model)
@@ -75,7 +76,7 @@ class Start:
         rows = self._allgather(bytes([built]) + hashlib.blake2b(layout.encode(), digest_size=16).digest(), "built")
         return rows[:, 0].astype(bool), bool((rows[:, 1:] == rows[0, 1:]).all())
 
-    def _compare(self):
+    def _compare(self) -> None:
         """Warns on all ranks if a step has made trainable variables different that were the same before."""
         digest = hashlib.blake2b(digest_size=16)
         for v in self._model.trainable_variables:
@@ -91,7 +92,9 @@ class Start:
         return hvd.allgather(row, name=f"horovod_sign.tf.{name}", process_set=self._process_set).numpy()
 
 
-def start_alike(model, optimizers: dict, root_rank: int, process_set=hvd.global_process_set, histories=None):
+def start_alike(
+    model: Any, optimizers: dict, root_rank: int, process_set: Any = hvd.global_process_set, histories: Any = None
+) -> None:
     """Gives all ranks the weights of `model`, and the state of `optimizers` as far as they are built, of one rank.
 
     All but the momenta to vote by. Those stay where there is a history; other ranks get the mean of them.
@@ -117,7 +120,7 @@ def histories_of(optimizers: dict) -> dict[str, bool]:
     }
 
 
-def all_variables(model, optimizers: dict) -> list:
+def all_variables(model: Any, optimizers: dict) -> list:
     """The weights of a model and all that its optimizers remember, this rank's momenta included."""
     variables = [*model.weights, *(v for each in optimizers.values() for v in each.variables)]
     known = {id(v.value) for v in variables}
