@@ -25,7 +25,7 @@ def own(state: Any, model: torch.nn.Module) -> dict:
 
 def gathered(state: Any, model: torch.nn.Module, root_rank: int) -> dict | None:
     """The states of this rank, and the tensors among them of all ranks; None but on the root."""
-    group, rank, size = state.process_group, state.courier.collectives.rank, state.courier.collectives.size
+    group, rank, size = state.process_group, state.courier.rank, state.courier.size
     kept, momenta = own(state, model), {}
     for name, p in _named(model).items():
         # What all ranks know alike: a rank that has not used a parameter yet has no states of it, but takes part.
@@ -50,7 +50,7 @@ def load(state: Any, state_dict: dict, model: torch.nn.Module) -> None:
             "the state that was loaded is none of ddp.VoteState: give what state_dict or gather_state_dict gave"
         )
     named = _named(model)
-    rank, size = state.courier.collectives.rank, state.courier.collectives.size
+    rank, size = state.courier.rank, state.courier.size
     loaded = {name: dict(values) for name, values in state_dict["states"].items()}
     for key, saved in state_dict.get(ALL_RANKS, {}).get("momenta", {}).items():
         name, _, what = key.rpartition(".")

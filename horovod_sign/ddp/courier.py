@@ -35,6 +35,16 @@ class Courier:
         threading.Thread(target=_work, args=(self._jobs,), name="horovod_sign.ddp", daemon=True).start()
         weakref.finalize(self, self._jobs.put, None)
 
+    @property
+    def rank(self) -> int:
+        """Of this process among those that vote."""
+        return self.collectives.rank
+
+    @property
+    def size(self) -> int:
+        """How many vote."""
+        return self.collectives.size
+
     def carry(self, job: Callable[[], Any], device: torch.device) -> torch.futures.Future:
         """Has `job` done after those before it; the future is complete when it is.
 

@@ -79,7 +79,7 @@ class VoteState:
             error = invalid
         agree(items, error, self._group)
         self.courier = Courier(self._group)
-        rank, size = self.courier.collectives.rank, self.courier.collectives.size
+        rank, size = self.courier.rank, self.courier.size
         self._monitor = Monitor(f"rank {rank}", size, not self.abstain)
         self._buckets: dict[int, GradientBucket] = {}
         self._voted_on: set[torch.Tensor] = set()
@@ -131,7 +131,7 @@ class VoteState:
         """How votes on a bucket of so many coordinates travel."""
         if self.transport != "auto":
             return self.transport
-        return choose(coordinates, self.courier.collectives.size, self.abstain, can_go_direct=False)
+        return choose(coordinates, self.courier.size, self.abstain, can_go_direct=False)
 
     def look_for_leftovers(self, voted: GradientBucket, is_last: bool) -> None:
         """Whether gradients were added to votes; one of each bucket tells, where it does not lie in DDP's own."""
@@ -151,7 +151,7 @@ class VoteState:
 
     def report_nan(self, voted: GradientBucket) -> None:
         """Tells the user of NaN, once."""
-        report = None if self._nan_reported else voted.nan_report(f"rank {self.courier.collectives.rank}")
+        report = None if self._nan_reported else voted.nan_report(f"rank {self.courier.rank}")
         if report is not None:
             self._nan_reported = True
             warnings.warn(report, RuntimeWarning, stacklevel=2)

@@ -74,7 +74,7 @@ class SignCompressor:
                 "this compression has voted on several lists of variables: give the tapes of each a compression of "
                 "their own"
             )
-        return elections[0].counters.statistics(elections[0].size) if elections else VoteStatistics()
+        return elections[0].statistics() if elections else VoteStatistics()
 
     @property
     def bytes_sent(self) -> int:

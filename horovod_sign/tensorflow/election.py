@@ -17,13 +17,14 @@ import tensorflow as tf
 from horovod_sign.algebra import counts_bits, plane_bytes
 from horovod_sign.options import require_horovod
 from horovod_sign.rules import Rule, in_words
+from horovod_sign.statistics import VoteStatistics
 from horovod_sign.tensorflow import bits as bit
 from horovod_sign.tensorflow import farewell, messages
 from horovod_sign.tensorflow.ballots import own_ballot, pack_by, packer, unpacker
 from horovod_sign.tensorflow.collectives import Carrier, carry_out
 from horovod_sign.tensorflow.handshake import agree
 from horovod_sign.tensorflow.reports import Reports
-from horovod_sign.tensorflow.statistics import Counters, count, count_nans
+from horovod_sign.tensorflow.statistics import Counters, Counts, count, count_nans
 from horovod_sign.tensorflow.variables import common_name
 from horovod_sign.voting.choice import choose
 from horovod_sign.voting.handshake import Item, argument
@@ -132,6 +133,14 @@ class Election:
     def voter(self) -> str:
         """Who votes here, for messages."""
         return f"rank {self.rank}" if self._nodes is None else f"the node of rank {self.rank}"
+
+    def statistics(self, earlier: tuple[int, Counts] | None = None) -> VoteStatistics:
+        """What happened in the latest vote, or in all since `earlier`, which `totals` said then. Waits for the step."""
+        return self.counters.statistics(self.size, earlier)
+
+    def totals(self) -> tuple[int, Counts]:
+        """(steps, counts) so far."""
+        return self.counters.totals()
 
     @tf.autograph.experimental.do_not_convert
     def vote(self, gradients, variables: list[Coordinates], labels, states=None, abstaining=None) -> list:

@@ -36,7 +36,7 @@ def gather_state_dict(optimizer: torch.optim.Optimizer, root_rank: int = 0) -> d
     """
     if not hasattr(optimizer, "vote_statistics"):
         raise TypeError(f"optimizer must be made by hvs.DistributedOptimizer, got {type(optimizer).__name__}")
-    process_set, state_dict = optimizer._votes.options.process_set, optimizer.state_dict()
+    process_set, state_dict = optimizer._votes.process_set, optimizer.state_dict()
     is_root = process_set.rank() == root_rank
     of_all: dict[str, dict[int, torch.Tensor]] = {}
     for state, key, value in _states(optimizer, state_dict):

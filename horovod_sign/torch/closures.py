@@ -5,6 +5,7 @@ as often as the losses tell them to (LBFGS, line searches): then all ranks must 
 """
 
 import inspect
+from collections.abc import Callable
 
 import torch
 
@@ -14,12 +15,13 @@ class VotedClosure:
 
     Args:
         optimizer: made by `hvs.DistributedOptimizer`.
+        votes: its `Votes`.
         closure: the user's.
         plain: whether `takes_plain_steps`; if not, losses are averaged over the ranks.
     """
 
-    def __init__(self, optimizer, closure, plain: bool):
-        self._optimizer, self._closure, self._plain = optimizer, closure, plain
+    def __init__(self, optimizer, votes, closure, plain: bool):
+        self._optimizer, self._votes, self._closure, self._plain = optimizer, votes, closure, plain
 
     def __call__(self, *args, **kwargs):
         with torch.enable_grad():
@@ -27,20 +29,19 @@ class VotedClosure:
         if self._plain:
             self._optimizer.vote_on_gradients()
             return loss
-        if self._optimizer._votes.new_gradients():
+        if self._votes.new_gradients():
             self._optimizer.vote_on_gradients()
         return self._mean(loss)
 
     def _mean(self, loss):
         known = isinstance(loss, int | float) or (isinstance(loss, torch.Tensor) and loss.numel() == 1)
-        total, number = self._optimizer._votes.total([float(loss), 1.0] if known else [0.0, 0.0], "loss")
+        total, number = self._votes.total([float(loss), 1.0] if known else [0.0, 0.0], "loss")
         if not known:
             return loss
         return torch.full_like(loss, total / number) if isinstance(loss, torch.Tensor) else total / number
 
 
-def takes_plain_steps(optimizer_class: type) -> bool:
-    """Whether its `step` begins with the one evaluation of its closure, as those of torch's optimizers do but LBFGS."""
-    step = optimizer_class.step
+def takes_plain_steps(step: Callable) -> bool:
+    """Whether a step begins with the one evaluation of its closure, as those of torch's optimizers do but LBFGS."""
     closure = inspect.signature(step).parameters.get("closure")
     return step.__module__.startswith("torch.optim.") and closure is not None and closure.default is None

@@ -12,7 +12,7 @@ import torch
 from horovod.common.exceptions import HorovodInternalError
 
 from horovod_sign.options import in_elastic_job
-from horovod_sign.statistics import Monitor, nan_report
+from horovod_sign.statistics import Monitor, VoteStatistics, nan_report
 from horovod_sign.tensors.buckets import Bucket, make_buckets
 from horovod_sign.torch.agreement import agree
 from horovod_sign.torch.collectives import HorovodCollectives
@@ -105,6 +105,56 @@ class Votes:
         self._number = 0
         self._make_buckets()
         self.pipeline.asks_for_notice = _weakly(self)
+
+    @property
+    def process_set(self):
+        """Horovod's, of the ranks that vote."""
+        return self.options.process_set
+
+    @property
+    def bytes_sent(self) -> int:
+        """By this rank to others in the last step."""
+        return self.pipeline.bytes_sent
+
+    @property
+    def statistics(self) -> VoteStatistics:
+        """Of the last step."""
+        return self.monitor.latest
+
+    @property
+    def untouched(self) -> bool:
+        """Whether no backward pass has reached a parameter since the last step."""
+        return self.pipeline.untouched
+
+    @property
+    def passes(self) -> int:
+        """How many backward passes make a step. Changed between steps."""
+        return self.pipeline.passes
+
+    @passes.setter
+    def passes(self, passes: int):
+        self.pipeline.passes = passes
+        self.pipeline.reset()
+
+    def give_up(self) -> bool:
+        """Expects the gradients of this step anew. False if they are being voted on, and cannot be had again."""
+        return self.pipeline.give_up()
+
+    def skip(self):
+        """There is no vote in this step: expects the gradients of a new one."""
+        self.pipeline.reset()
+
+    def check_step(self):
+        """Raises RuntimeError unless the step comes as it should: by the scaler that votes wait for, or by none."""
+        self.scaling.check_step(self._optimizer)
+
+    def hide_scale(self):
+        """The gradients are votes now, which the optimizer's own step must not unscale."""
+        self.scaling.hide_from_base(self._optimizer)
+
+    def end_step(self):
+        """The step is over."""
+        self.scaling.end_step(self._optimizer)
 
     def change(self, error: Exception | None = None):
         """Gives votes to parameters that were added or unfrozen. A collective: all ranks have changed alike, or raise.

@@ -166,7 +166,7 @@ class VoteStatisticsCallback(keras.callbacks.Callback):
         self._voters()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self._before = {name: election_of(each).counters.totals() for name, each in self._voters().items()}
+        self._before = {name: election_of(each).totals() for name, each in self._voters().items()}
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         for name, optimizer in self._voters().items():
@@ -181,9 +181,8 @@ class VoteStatisticsCallback(keras.callbacks.Callback):
         return found
 
     def _report(self, election, before, prefix, epoch, logs):
-        counters, (steps_before, _) = election.counters, before
-        statistics = counters.statistics(election.size, before)
-        steps = max(statistics.step - steps_before, 1)
+        statistics = election.statistics(before)
+        steps = max(statistics.step - before[0], 1)
         fields = {field: getattr(statistics, field) for field in ("agreement", "abstained", "ties")}
         fields.update(nans=statistics.nans, bytes_sent=statistics.bytes_sent / steps)
         logs.update({f"{prefix}vote_{field}": value for field, value in fields.items()})

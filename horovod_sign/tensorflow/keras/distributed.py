@@ -173,18 +173,24 @@ def _set_accumulation(inner, passes):
     inner.gradient_accumulation_steps = passes
 
 
-@functools.lru_cache(maxsize=64)  # Keras keeps each class that it knows by a name
-def _distributed_class(base, options):
-    """A subclass of `base` that votes, with the name under which `base` is saved."""
+class _Distributed:
+    """The methods of a distributed optimizer, which stand before those of its own class."""
 
+    _horovod_sign_options: tuple
+
+    @tf.autograph.experimental.do_not_convert
     def apply(self, grads, trainable_variables=None):
         return step_of(self).apply(grads, trainable_variables)
 
+    def _apply_as_before(self, grads, trainable_variables=None):
+        """The step of the optimizer as it was, by gradients as they are."""
+        return super().apply(grads, trainable_variables)
+
     def vote_statistics(self) -> VoteStatistics:
         """What happened in the latest vote, seen from this rank. Waits for the step to end."""
-        election = election_of(self)
-        return election.counters.statistics(election.size)
+        return election_of(self).statistics()
 
+    @property
     def bytes_sent(self) -> int:
         """By this rank to others in the latest vote."""
         return self.vote_statistics().bytes_sent
@@ -193,21 +199,18 @@ def _distributed_class(base, options):
         """Horovod's, for variables that each rank has for itself. Not possible here."""
         raise NotImplementedError(_NO_LOCAL_VARIABLES)
 
-    def set_attribute(self, name, value):
+    def __setattr__(self, name, value):
         # A LossScaleOptimizer takes the factor away from the optimizer that it is put around.
         if name == "loss_scale_factor" and value is None and "built" in self.__dict__:
             raise ValueError(_SCALED_OUTSIDE)
-        base.__setattr__(self, name, value)
+        super().__setattr__(name, value)
 
-    members = {
-        "apply": tf.autograph.experimental.do_not_convert(apply),
-        "__setattr__": set_attribute,
-        "register_local_var": register_local_var,
-        "vote_statistics": vote_statistics,
-        "bytes_sent": property(bytes_sent),
-        "_horovod_sign_options": (base, *options),
-    }
-    cls = type(base.__name__, (base,), {**members, "__module__": base.__module__, "__doc__": base.__doc__})
+
+@functools.lru_cache(maxsize=64)  # Keras keeps each class that it knows by a name
+def _distributed_class(base, options):
+    """A subclass of `base` that votes, with the name under which `base` is saved."""
+    members = {"_horovod_sign_options": options, "__module__": base.__module__, "__doc__": base.__doc__}
+    cls = type(base.__name__, (_Distributed, base), members)
     registered = keras.saving.get_registered_name(base)
     if ">" in registered:
         package, class_name = registered.split(">", 1)
@@ -219,8 +222,8 @@ def _distributed_class(base, options):
 class _Step:
     """What a distributed optimizer does in `apply`: gradients to votes, then the base class's step on the votes."""
 
-    def __init__(self, optimizer, base, rule, process_set, *voting):
-        self._optimizer, self._base, self._inner = optimizer, base, inner_optimizer(optimizer)
+    def __init__(self, optimizer, rule, process_set, *voting):
+        self._optimizer, self._inner = optimizer, inner_optimizer(optimizer)
         self._scaled = self._inner is not optimizer
         self._rule, self.process_set = rule, process_set
         self._options = (rule, process_set, *voting)
@@ -232,7 +235,7 @@ class _Step:
     def apply(self, grads, trainable_variables):
         grads = list(grads)
         if not grads or (trainable_variables is None and not self._optimizer.built):
-            return self._base.apply(self._optimizer, grads, trainable_variables)
+            return self._optimizer._apply_as_before(grads, trainable_variables)
         variables = list(self._inner._trainable_variables if trainable_variables is None else trainable_variables)
         self._build(variables)
         coordinates = [_coordinates(v, g) for v, g in zip(variables, grads, strict=True)]
@@ -341,14 +344,14 @@ class _Step:
 
     def _take(self, votes, variables):
         """The step on votes: the base class's, which first divides by a fixed scale, if there is one."""
-        scale, base = self._inner.loss_scale_factor, type(self._inner) if self._scaled else self._base
+        scale, step = self._inner.loss_scale_factor, self._inner.apply if self._scaled else self._inner._apply_as_before
         if scale is not None:
             votes = [None if v is None else tf.cast(v, tf.float32) * tf.cast(scale, tf.float32) for v in votes]
         with _not_reduced(self._inner):
             if not isinstance(self._inner, SignOptimizer):
-                return base.apply(self._inner, votes, variables)
+                return step(votes, variables)
             with self._inner.given_votes():
-                return base.apply(self._inner, votes, variables)
+                return step(votes, variables)
 
     def _build(self, variables):
         if not self._optimizer.built:
