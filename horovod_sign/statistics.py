@@ -5,7 +5,7 @@ All of it is counted on bit planes (by popcount), locally: no rank sends anythin
 
 import math
 import warnings
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from horovod_sign.algebra import kernels
 from horovod_sign.voting.messages import Planes
@@ -73,6 +73,24 @@ def summarise(size: int, both: int, alike: int, abstained: int, ties: int, **oth
     )
 
 
+class Voted(Protocol):
+    """A bucket, as a vote on it is counted.
+
+    Attributes:
+        ballot: this rank's.
+        coordinates: in it, without padding.
+        zeros, nans: how many of them abstain since they are zero, or without a gradient, or NaN.
+    """
+
+    ballot: Planes
+    coordinates: int
+    zeros: int
+    nans: int
+
+    def nan_report(self, voter: str) -> str | None:
+        """What to tell the user of the first gradient with NaN; None: there is none any more."""
+
+
 class Monitor:
     """Counts the votes of each step, and reports a rank that disagrees systematically, once, on that rank.
 
@@ -85,7 +103,7 @@ class Monitor:
     def __init__(self, voter: str, size: int, one_bit: bool) -> None:
         self.latest = VoteStatistics()
         self._voter, self._size, self._one_bit = voter, size, one_bit
-        self._mean, self._measured, self._reported = math.nan, 0, False
+        self._mean, self._measured, self._reported, self._nan_told = math.nan, 0, False, False
         self.begin()
 
     def restart(self, voter: str, size: int) -> None:
@@ -117,6 +135,18 @@ class Monitor:
         self._coordinates += coordinates
         self._abstained += abstained
         self._nans += nans
+
+    def count_vote(self, bucket: Voted, decided: Planes) -> None:
+        """One vote of the step, on a bucket that still has its ballot."""
+        self.count(bucket.ballot, decided, bucket.coordinates, bucket.zeros + bucket.nans, bucket.nans)
+
+    def tell_nan(self, bucket: Voted, voter: str) -> None:
+        """Tells the user, once, of the first gradient of a bucket that has NaN, which are still there."""
+        if bucket.nans and not self._nan_told:
+            report = bucket.nan_report(voter)
+            if report is not None:
+                self._nan_told = True
+                warnings.warn(report, RuntimeWarning, stacklevel=2)
 
     def end(self, bytes_sent: int) -> None:
         """The step is over."""

@@ -4,13 +4,12 @@ import torch
 import torch.distributed as dist
 
 from horovod_sign.rules import Rule
-from horovod_sign.statistics import nan_report
 from horovod_sign.tensors.buckets import Bucket
 from horovod_sign.tensors.planes import check_votable
 from horovod_sign.voting.messages import Planes
 
 
-class GradientBucket:
+class GradientBucket(Bucket):
     """The gradients of one bucket, where DDP has them: votes are packed from there, and written there.
 
     For the kernels' sake each parameter has a stand-in, a view of its gradient in the bucket whose own gradient is that
@@ -20,19 +19,23 @@ class GradientBucket:
         bucket: DDP's.
         rule: what this worker votes on.
         states: of all parameters.
+
+    Attributes:
+        buffer: DDP's, of all gradients.
+        of_model: the parameters of the model.
     """
 
     def __init__(self, bucket: dist.GradBucket, rule: Rule, states: dict[torch.Tensor, dict]) -> None:
         self._key = _key(bucket)
-        self.buffer, self.parameters = bucket.buffer(), bucket.parameters()
-        for p in self.parameters:
+        self.buffer, self.of_model = bucket.buffer(), bucket.parameters()
+        for p in self.of_model:
             check_votable(f"a parameter of shape {tuple(p.shape)}", p)
         self._views = [view.detach() for view in bucket.gradients()]
         self._stand_ins = [view.detach().requires_grad_() for view in self._views]
-        self._votes = Bucket(
+        super().__init__(
             str(bucket.index()),
             [(each, f"of shape {tuple(each.shape)}", 0) for each in self._stand_ins],
-            _Voter(rule, {each: states[p] for each, p in zip(self._stand_ins, self.parameters, strict=True)}),
+            _Voter(rule, {each: states[p] for each, p in zip(self._stand_ins, self.of_model, strict=True)}),
         )
 
     def holds(self, bucket: dist.GradBucket) -> bool:
@@ -40,50 +43,28 @@ class GradientBucket:
         return self._key == _key(bucket)
 
     @property
-    def coordinates(self) -> int:
-        """How many are voted on."""
-        return self._votes.coordinates
-
-    @property
     def outside(self) -> list[torch.Tensor]:
         """A parameter whose gradient has memory of its own, if there is one (not with gradient_as_bucket_view)."""
-        pairs = zip(self.parameters, self._views, strict=True)
+        pairs = zip(self.of_model, self._views, strict=True)
         return [p for p, view in pairs if p.grad is not None and p.grad.data_ptr() != view.data_ptr()][:1]
 
-    def launch(self, abstain: bool, silent: bool) -> Exception | None:
+    def launch(self, abstain: bool, silent: bool = False) -> Exception | None:
         """Packs the gradients as they are now. A parameter that backward has not reached abstains; if `silent`, all.
 
         Returns:
             Why others abstain too, if they could not be read.
         """
-        for stand_in, view, p in zip(self._stand_ins, self._views, self.parameters, strict=True):
+        for stand_in, view, p in zip(self._stand_ins, self._views, self.of_model, strict=True):
             stand_in.grad = None if silent or p.grad is None else view
-        self._votes.launch(abstain or silent)
-        error, self._votes.error = self._votes.error, None
+        super().launch(abstain or silent)
+        error, self.error = self.error, None
         return error
-
-    def collect(self) -> Planes:
-        """This rank's ballot."""
-        return self._votes.collect()
 
     def write(self, decided: Planes) -> None:
         """Makes the votes, -1, 0 or +1, the gradients."""
         for stand_in, view in zip(self._stand_ins, self._views, strict=True):
             stand_in.grad = view
-        self._votes.write_votes(decided)
-
-    def counted(self, decided: Planes) -> tuple:
-        """What `statistics.Monitor.count` wants to know of a vote."""
-        votes = self._votes
-        return votes.ballot, decided, votes.coordinates, votes.zeros + votes.nans, votes.nans
-
-    def nan_report(self, voter: str) -> str | None:
-        """What to tell the user of the first gradient with NaN, before votes are written; None: there is none."""
-        for view in self._views if self._votes.nans else ():
-            nans = int(view.isnan().sum())
-            if nans:
-                return nan_report(voter, f"of shape {tuple(view.shape)}", nans, view.numel())
-        return None
+        self.write_votes(decided)
 
 
 class _Voter:

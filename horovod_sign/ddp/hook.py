@@ -7,9 +7,7 @@ import torch.distributed as dist
 
 from horovod_sign.ddp.buckets import GradientBucket
 from horovod_sign.ddp.state import VoteState
-from horovod_sign.voting.collectives import Vote
-from horovod_sign.voting.notices import Notices
-from horovod_sign.voting.protocols import PROTOCOLS
+from horovod_sign.voting.messages import Planes
 
 
 @torch.compiler.disable  # Dynamo would trace into the kernels, whose addresses it takes for numbers
@@ -40,21 +38,17 @@ class _BallotOnItsWay:
         if not joined:
             state.look_for_leftovers(voted, is_last)
         self._loss_scale = state.scale.of_losses()
-        self._notices = Notices(not joined and state.scale.overflows(voted.buffer, self._loss_scale))
+        # Whether gradients have overflowed: here, and once the vote is decided on any rank.
+        self._overflow = not joined and state.scale.overflows(voted.buffer, self._loss_scale)
         # What cannot be voted on abstains, and is told by `finish`: the other ranks wait for this vote.
         self._failure: Exception | None = voted.launch(state.abstain, joined)
 
     def vote(self) -> None:
         """Carries the ballot to the others, and their decision here. Runs on the thread of the courier."""
-        state, voted = self._state, self._voted
         try:
-            ballot, collectives = voted.collect(), state.courier.collectives
-            protocol = PROTOCOLS[state.transport_of(voted.coordinates)]
-            running = protocol(ballot, collectives.rank, collectives.size, not state.abstain, self._notices)
-            vote = Vote(running, collectives, f"bucket.{self._index}")
-            self._decided = vote.wait()
-            state.report_nan(voted)
-            state.count(voted.counted(self._decided), vote.bytes_sent, self._index, self._is_last)
+            self._decided, self._overflow = self._state.decide(
+                self._voted, self._overflow, self._index == 0, self._is_last
+            )
         except Exception as error:  # of a network, for example: `finish` raises it, in backward
             self._failure = self._failure or error
 
@@ -64,7 +58,7 @@ class _BallotOnItsWay:
             raise RuntimeError(f"the vote on gradient bucket {self._index} failed: {self._failure}") from self._failure
         with torch.no_grad():
             self._voted.write(self._decided)
-            self._state.scale.take_in(self._voted.buffer, self._notices.found, self._loss_scale)
+            self._state.scale.take_in(self._voted.buffer, self._overflow, self._loss_scale)
         return self._voted.buffer
 
 

@@ -1,6 +1,5 @@
 """What a model's votes need to know from step to step: options, momenta, statistics."""
 
-import warnings
 from typing import Any, NoReturn
 
 import torch
@@ -16,9 +15,10 @@ from horovod_sign.ddp.leftovers import Leftovers
 from horovod_sign.ddp.scaling import Scale
 from horovod_sign.statistics import Monitor, VoteStatistics
 from horovod_sign.tensors.scalers import check_scaler
-from horovod_sign.voting.choice import choose
 from horovod_sign.voting.handshake import argument
+from horovod_sign.voting.messages import Planes
 from horovod_sign.voting.protocols import check_transport
+from horovod_sign.voting.reducer import Reducer
 
 _OTHER_MODEL = (
     "this ddp.VoteState votes for another model already, whose parameters and buckets are others: make one for each "
@@ -79,13 +79,13 @@ class VoteState:
             error = invalid
         agree(items, error, self._group)
         self.courier = Courier(self._group)
-        rank, size = self.courier.rank, self.courier.size
-        self._monitor = Monitor(f"rank {rank}", size, not self.abstain)
+        self._reducer = Reducer(self.courier.collectives, transport, self.abstain, "bucket")
+        self._voter = f"rank {self.courier.rank}"
+        self._monitor = Monitor(self._voter, self.courier.size, not self.abstain)
         self._buckets: dict[int, GradientBucket] = {}
         self._voted_on: set[torch.Tensor] = set()
         self._leftovers = Leftovers()
-        self._next, self._knows_all, self._nan_reported = 0, False, False
-        self._sending = 0
+        self._next, self._knows_all = 0, False
 
     @property
     def process_group(self) -> dist.ProcessGroup:
@@ -127,34 +127,24 @@ class VoteState:
             known = self._buckets[index] = GradientBucket(bucket, self.rule, self.states)
         return known
 
-    def transport_of(self, coordinates: int) -> str:
-        """How votes on a bucket of so many coordinates travel."""
-        if self.transport != "auto":
-            return self.transport
-        return choose(coordinates, self.courier.size, self.abstain, can_go_direct=False)
-
     def look_for_leftovers(self, voted: GradientBucket, is_last: bool) -> None:
         """Whether gradients were added to votes; one of each bucket tells, where it does not lie in DDP's own."""
-        self._leftovers.check(voted.parameters)
+        self._leftovers.check(voted.of_model)
         if is_last:
             self._leftovers.expect([p for each in self._buckets.values() for p in each.outside])
 
-    def count(self, counted: tuple, nbytes: int, index: int, is_last: bool) -> None:
-        """Takes note of a vote, for the statistics."""
-        if index == 0:
+    def decide(self, voted: GradientBucket, notice: bool, is_first: bool, is_last: bool) -> tuple[Planes, bool]:
+        """Votes on a bucket of this pass, and takes note of the vote; as `Reducer.decide`."""
+        if is_first:
+            self._reducer.begin()
+        decided, noticed = self._reducer.decide(voted, notice)
+        self._monitor.tell_nan(voted, self._voter)
+        if is_first:
             self._monitor.begin()
-            self._sending = 0
-        self._sending += nbytes
-        self._monitor.count(*counted)
+        self._monitor.count_vote(voted, decided)
         if is_last:
-            self._monitor.end(self._sending)
-
-    def report_nan(self, voted: GradientBucket) -> None:
-        """Tells the user of NaN, once."""
-        report = None if self._nan_reported else voted.nan_report(f"rank {self.courier.rank}")
-        if report is not None:
-            self._nan_reported = True
-            warnings.warn(report, RuntimeWarning, stacklevel=2)
+            self._monitor.end(self._reducer.bytes_sent)
+        return decided, noticed
 
     def __getstate__(self) -> NoReturn:
         raise TypeError(

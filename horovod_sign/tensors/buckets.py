@@ -14,6 +14,7 @@ import torch
 
 from horovod_sign.algebra import native
 from horovod_sign.rules import Rule, signsgd, warming_up
+from horovod_sign.statistics import nan_report
 from horovod_sign.tensors.ballots import own_ballot
 from horovod_sign.tensors.devices.staging import Staging, Tensors
 from horovod_sign.tensors.layout import Layout, check_memory, overlaps
@@ -271,6 +272,15 @@ class Bucket:
             self._write_back(slots, values)
         for device, batches in _by_device(alike).items():
             self._take_step_on(device, batches, decided)
+
+    def nan_report(self, voter: str) -> str | None:
+        """What to tell the user of the first gradient with NaN, before votes are written; None: there is none."""
+        for slot in self.slots:
+            p, g = slot.parameter, slot.parameter.grad
+            nans = 0 if g is None else int(torch.isnan(g.to_dense() if g.is_sparse else g).sum())
+            if nans:
+                return nan_report(voter, slot.label, nans, p.numel())
+        return None
 
     def _take_step_on(self, device: torch.device, batches, decided: Planes):
         staging, steps = self._staging(device), [_step_of(group) for group, _, _ in batches]

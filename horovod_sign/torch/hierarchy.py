@@ -8,9 +8,11 @@ import torch
 from horovod_sign.tensors.buckets import Bucket, Slot
 from horovod_sign.tensors.layout import check_memory
 from horovod_sign.torch.collectives import HorovodCollectives
+from horovod_sign.torch.pipeline import Pipeline
 from horovod_sign.voting import hierarchy
 from horovod_sign.voting.collectives import Allgather, Request, Within
 from horovod_sign.voting.nodes import Nodes
+from horovod_sign.voting.reducer import Everybody
 
 # What the engine averages as it is; 16-bit gradients are averaged in float32, as is what is not in one piece.
 _FULL_PRECISION = (torch.float32, torch.float64)
@@ -53,7 +55,37 @@ class NodeCollectives:
         self._own.idle()
 
 
-class Attendance:
+class NodePipeline(Pipeline):
+    """The votes of one optimizer that are those of nodes, on gradients that are averaged first.
+
+    Args:
+        nodes: those that vote.
+        pipeline: as of `Pipeline`; the collectives are of nodes too.
+    """
+
+    packs_in_backward = False  # but after the mean
+    carries_late_notices = True
+
+    def __init__(self, nodes: Nodes, *pipeline):
+        self._nodes = nodes
+        super().__init__(*pipeline)
+
+    def _attend(self) -> "Attendance":
+        return Attendance(self.name, self.notice)
+
+    def _launch(self, bucket: Bucket):
+        pass
+
+    def _running(self, bucket: Bucket) -> Generator:
+        return vote_of_nodes(self._nodes, bucket, self._protocol_of(bucket), self._abstain)
+
+    def _watch(self, packed: list[Slot]):
+        # The mean comes into the gradients, which torch does not notice unless it is by a copy.
+        gradients = [(slot, slot.parameter.grad) for slot in packed]
+        self._edits.note([slot for slot, g in gradients if g is not None and averaged_in_place(g)], final=False)
+
+
+class Attendance(Everybody):
     """Whether all ranks take part in a step, for `hvd.join()`: ranks in it would be waited for ever by process sets.
 
     It is an allreduce of ones among all ranks, beside the votes; joined ranks contribute nothing to it.

@@ -11,9 +11,8 @@ from collections.abc import Iterator
 
 import torch
 
-from horovod_sign.torch import progress
 from horovod_sign.torch.collectives import HorovodCollectives
-from horovod_sign.voting import replicas
+from horovod_sign.voting import progress, replicas
 from horovod_sign.voting.collectives import Vote
 
 # Bytes of parameters that are read for a comparison: a millisecond or two.

@@ -14,7 +14,7 @@ import torch
 from torch.amp.grad_scaler import OptState
 
 from horovod_sign.tensors.scalers import stepping_scaler
-from horovod_sign.torch import progress
+from horovod_sign.voting import progress
 
 # Steps one after the other in which a rank overflows before it is told: a scale that began too high falls faster.
 PATIENCE = 32
@@ -86,7 +86,8 @@ class Scaling:
         self._count(here)
         counted = torch.tensor([float(here), 1.0], device="cpu")
         handle = hvd.allreduce_async(counted, name=f"{self._name}.found_inf", op=hvd.Sum, process_set=self._process_set)
-        overflows, voters = progress.finish(handle).tolist()
+        progress.until(lambda: hvd.poll(handle))
+        overflows, voters = hvd.synchronize(handle).tolist()
         return Overflow(here, overflows == voters)
 
     def end_step(self, optimizer):

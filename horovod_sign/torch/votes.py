@@ -1,5 +1,6 @@
 """All the votes of one optimizer: on which parameters, among which ranks, and what came of them."""
 
+import functools
 import warnings
 import weakref
 from collections.abc import Iterator
@@ -12,10 +13,11 @@ import torch
 from horovod.common.exceptions import HorovodInternalError
 
 from horovod_sign.options import in_elastic_job
-from horovod_sign.statistics import Monitor, VoteStatistics, nan_report
+from horovod_sign.statistics import Monitor, VoteStatistics
 from horovod_sign.tensors.buckets import Bucket, make_buckets
 from horovod_sign.torch.agreement import agree
 from horovod_sign.torch.collectives import HorovodCollectives
+from horovod_sign.torch.hierarchy import NodePipeline
 from horovod_sign.torch.membership import Membership
 from horovod_sign.torch.pipeline import Pipeline
 from horovod_sign.torch.replicas import PATIENCE, ReplicaCheck
@@ -99,9 +101,10 @@ class Votes:
         self.monitor = Monitor(self._voter(), collectives.size, not options.abstain)
         self.scaling = Scaling(options.grad_scaler, options.process_set, name)
         self.replicas = self._replica_check(name)
-        self.pipeline = Pipeline([], collectives, transport, options.abstain, options.passes, name, nodes)
+        pipeline = Pipeline if nodes is None else functools.partial(NodePipeline, nodes)
+        self.pipeline = pipeline([], collectives, transport, options.abstain, options.passes, name)
         self.pipeline.in_backward = options.early and self._agreed and not self.scaling.used
-        self._nan_reported = self._dropped_reported = False
+        self._dropped_reported = False
         self._number = 0
         self._make_buckets()
         self.pipeline.asks_for_notice = _weakly(self)
@@ -197,11 +200,9 @@ class Votes:
             if self.pipeline.noticed and not changed:  # on all ranks, and new parameters vote in this step too
                 changed = True
                 self.change()
-            if bucket.nans and not self._nan_reported:
-                self._report_nan(bucket)
+            self.monitor.tell_nan(bucket, f"rank {hvd.rank()}")
             yield bucket, decided
-            abstained = bucket.zeros + bucket.nans  # counted while a device takes the step
-            self.monitor.count(bucket.ballot, decided, bucket.coordinates, abstained, bucket.nans)
+            self.monitor.count_vote(bucket, decided)  # while a device takes the step
         if self.pipeline.noticed and not changed:  # told only in the end
             self.change()
             changed = True
@@ -307,16 +308,6 @@ class Votes:
         buckets = make_buckets(self._optimizer, parameters, size, self._number, layouts)
         self._number += len(buckets)
         return buckets
-
-    def _report_nan(self, bucket: Bucket):
-        for p in bucket.parameters:
-            name = self._members.names[p]
-            nans = 0 if p.grad is None else int(torch.isnan(p.grad.to_dense() if p.grad.is_sparse else p.grad).sum())
-            if nans:
-                self._nan_reported = True
-                report = nan_report(f"rank {hvd.rank()}", name, nans, p.numel())
-                warnings.warn(report, RuntimeWarning, stacklevel=2)
-                return
 
 
 def _weakly(votes: Votes):

@@ -8,9 +8,8 @@ import contextlib
 import math
 import time
 import weakref
+from collections.abc import Callable
 from typing import Protocol
-
-import horovod.torch as hvd
 
 from horovod_sign.voting.collectives import Vote
 
@@ -38,19 +37,19 @@ def go_on():
 
 
 def wait(vote: Vote, seconds: float = math.inf) -> bool:
-    """Waits for a decision of Horovod's engine, for so long; returns whether it is there."""
-    start = time.monotonic()
-    vote.poll()
-    while not vote.decided and time.monotonic() - start < seconds:
-        go_on()
-        time.sleep(50e-6)
+    """Waits for a decision, for so long; returns whether it is there."""
+
+    def decided() -> bool:
         vote.poll()
-    return vote.decided
+        return vote.decided
+
+    return until(decided, seconds)
 
 
-def finish(handle: int):
-    """Waits for an op of Horovod's, and returns its result."""
-    while not hvd.poll(handle):
+def until(done: Callable[[], bool], seconds: float = math.inf) -> bool:
+    """Waits until something is done, for so long; returns whether it is."""
+    start = time.monotonic()
+    while not (is_done := done()) and time.monotonic() - start < seconds:
         go_on()
         time.sleep(50e-6)
-    return hvd.synchronize(handle)
+    return is_done
