@@ -7,7 +7,6 @@ import torch.distributed as dist
 
 from horovod_sign.ddp.buckets import GradientBucket
 from horovod_sign.ddp.state import VoteState
-from horovod_sign.voting.messages import Planes
 
 
 @torch.compiler.disable  # Dynamo would trace into the kernels, whose addresses it takes for numbers

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from horovod_sign.options import require_horovod
-from horovod_sign.tensorflow.election import refuse_sessions, refuse_xla
+from horovod_sign.tensorflow.graphs import refuse_sessions, refuse_xla
 from horovod_sign.tensorflow.repeated import at_each_run
 from horovod_sign.tensorflow.variables import variable
 from horovod_sign.voting.agreement import disagreement, encode_record

@@ -1,38 +1,33 @@
-"""Elections: the same coordinates voted on at every step. Packs gradients, carries the vote, unpacks the votes.
+"""Elections: the same coordinates voted on at every step, by ranks that have agreed on them before the first.
 
 The variables of an election go into a few buckets, one message per bucket and phase: a Horovod op costs milliseconds
-however little it carries. A variable starts at a 64-bit word, so padding is inside the words (sign 0, nonzero 1).
+however little it carries.
 """
 
 import functools
-import itertools
 import warnings
 import weakref
-from typing import NamedTuple
 
 import horovod.tensorflow as hvd
 import numpy as np
 import tensorflow as tf
 
-from horovod_sign.algebra import counts_bits, plane_bytes
 from horovod_sign.options import require_horovod
 from horovod_sign.rules import Rule, in_words
 from horovod_sign.statistics import VoteStatistics
-from horovod_sign.tensorflow import bits as bit
-from horovod_sign.tensorflow import farewell, messages
-from horovod_sign.tensorflow.ballots import own_ballot, pack_by, packer, unpacker
-from horovod_sign.tensorflow.collectives import Carrier, carry_out
-from horovod_sign.tensorflow.handshake import agree
+from horovod_sign.tensorflow import farewell
+from horovod_sign.tensorflow.collectives import GraphCollectives, NodeCollectives
+from horovod_sign.tensorflow.graphs import refuse_xla
+from horovod_sign.tensorflow.handshake import agree, described, invalid
+from horovod_sign.tensorflow.packing import Coordinates, TensorBucket
+from horovod_sign.tensorflow.reducer import GraphReducer, NodeReducer
 from horovod_sign.tensorflow.reports import Reports
-from horovod_sign.tensorflow.statistics import Counters, Counts, count, count_nans
-from horovod_sign.tensorflow.variables import common_name
+from horovod_sign.tensorflow.statistics import Counters, Counts, of_bytes
 from horovod_sign.voting.choice import choose
 from horovod_sign.voting.handshake import Item, argument
-from horovod_sign.voting.hierarchy import vote_of_nodes
-from horovod_sign.voting.messages import Planes
 from horovod_sign.voting.nodes import find_nodes
 from horovod_sign.voting.plan import plan
-from horovod_sign.voting.protocols import PROTOCOLS, check_transport
+from horovod_sign.voting.protocols import check_transport
 
 # Coordinates per bucket: few Horovod ops, and one bucket is packed or unpacked while another is on its way.
 BUCKET = 2**24
@@ -45,29 +40,6 @@ _LATE = (
 # number of a set that was removed to the next one, of other ranks.
 _numbers: dict[int, int] = {}
 _elections = weakref.WeakSet()
-
-
-class Coordinates(NamedTuple):
-    """The shape and dtype of one variable's gradient."""
-
-    shape: tuple[int, ...]
-    dtype: tf.DType
-
-    @property
-    def count(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64))
-
-
-class States(NamedTuple):
-    """What a rule reads and writes.
-
-    Attributes:
-        slots: for each voted variable, the float32 variables that are its states.
-        on_gradient: scalar bool: whether this step's votes are on the gradient (the rule's warm-up).
-    """
-
-    slots: list[list[tf.Variable]]
-    on_gradient: tf.Tensor | bool = False
 
 
 class Election:
@@ -170,26 +142,28 @@ class Election:
         votes = [None if none else tf.zeros(v.shape, v.dtype) for none, v in zip(absent, variables, strict=True)]
         counted = [tf.zeros_like(self.counters.latest)]
         voted_on = sum(v.count for v, none in zip(variables, absent, strict=True) if not none)
-        protocol, self._eager = PROTOCOLS[self._way(voted_on)], tf.executing_eagerly()
-        carrier = self._carrier()
+        way, self._eager = self._way(voted_on), tf.executing_eagerly()
         buckets = [
-            _Bucket(indices, [_present(gradients[i], variables[i]) for i in indices], abstaining)
-            for indices in _buckets(variables, absent, self._bucket_bytes)
+            TensorBucket(
+                str(number),
+                indices,
+                [_present(gradients[i], variables[i]) for i in indices],
+                abstaining,
+                self.rule,
+                states,
+            )
+            for number, indices in enumerate(_buckets(variables, absent, self._bucket_bytes))
         ]
-        self._requests = [(protocol is PROTOCOLS["counts"], bucket.plane_bytes) for bucket in buckets]
-        if carrier.nodes is None:
-            running = [
-                protocol(self._pack(bucket, states), carrier.rank, carrier.size, not self.abstain, messages)
-                for bucket in buckets
-            ]
-        else:
+        self._requests = [(way == "counts", bucket.plane_bytes) for bucket in buckets]
+        if self._nodes is not None:
             self._begin_together(buckets)
-            running = [self._vote_of_nodes(bucket, states, protocol, carrier.nodes) for bucket in buckets]
-        for bucket, result in zip(buckets, carry_out(running, carrier, self.name), strict=True):
-            decided, counts = self._unpack(bucket, [labels[i] for i in bucket.indices], *result)
-            counted.append(counts)
-            for i, vote in zip(bucket.indices, decided, strict=True):
+        reducer = self._reducer(way)
+        reducer.add(buckets)
+        for bucket, decided in reducer.decisions():
+            counted.append(bucket.counts(decided, self.abstain, self._reports, [labels[i] for i in bucket.indices]))
+            for i, vote in zip(bucket.indices, bucket.votes(decided, self.abstain), strict=True):
                 votes[i] = vote
+        counted.append(of_bytes(reducer.bytes_sent))
         tell = functools.partial(self._reports.tell_disagreement, size=self.size, one_bit=not self.abstain)
         self.counters.end_step(tf.add_n(counted), tell)
         return votes
@@ -237,57 +211,17 @@ class Election:
             return self._transport
         return "exchange" if self.size == 1 else choose(coordinates, self.size, self.abstain, can_go_direct=False)
 
-    def _carrier(self) -> Carrier:
-        nodes = self._nodes
+    def _reducer(self, way: str) -> GraphReducer:
+        voting, nodes = (way, self.abstain, self.name), self._nodes
         if nodes is None:
-            return Carrier(self._process_set, self.rank, self.size)
-        return Carrier(nodes.first, nodes.number, nodes.count, nodes)
+            return GraphReducer(GraphCollectives(self._process_set, self.rank, self.size), *voting)
+        return NodeReducer(nodes, NodeCollectives(nodes), *voting)
 
-    def _begin_together(self, buckets: "list[_Bucket]"):
+    def _begin_together(self, buckets: list[TensorBucket]):
         """Votes of nodes begin when all ranks are known to be there."""
         gradients = farewell.all_there(self.name, self.ranks, [g for bucket in buckets for g in bucket.gradients])
         for bucket in buckets:
             bucket.gradients, gradients = gradients[: len(bucket.indices)], gradients[len(bucket.indices) :]
-
-    def _vote_of_nodes(self, bucket: "_Bucket", states, protocol, nodes):
-        def pack(means):
-            if means:
-                bucket.take_means(means)
-            return self._pack(bucket, states)
-
-        return vote_of_nodes(nodes, bucket.to_be_averaged, pack, protocol, not self.abstain, messages)
-
-    def _unpack(self, bucket: "_Bucket", labels, decided, sent):
-        """A bucket's votes, and the counts of what happened in it."""
-        gradients = bucket.gradients
-        layout = tuple((tuple(g.shape), g.dtype) for g in gradients)
-        sizes = [g.shape.num_elements() for g in gradients]
-        counts, nans = count(bucket.ballot, decided, sum(sizes)), tf.constant(0, tf.int64)
-        if self.abstain:
-            # NaN abstains, so that most steps need no look at the gradients to know that there is none.
-            tell = functools.partial(self._reports.tell_nans, labels=labels, sizes=sizes)
-            nans = count_nans(gradients, counts.abstained > 0, bucket.abstaining, tell)
-        votes = unpacker(layout, self.abstain)(decided.sign, decided.nonzero)
-        return votes, tf.stack(counts._replace(nans=nans, bytes_sent=sent))
-
-    def _pack(self, bucket: "_Bucket", states) -> Planes:
-        """The ballot on a bucket's gradients."""
-        gradients, abstaining = bucket.gradients, bucket.abstaining
-        hold = tf.constant(False) if abstaining is None else abstaining
-        if states is None:
-            sign, nonzero = packer(self.abstain)(gradients)
-        else:
-            slots = [states.slots[i] for i in bucket.indices]
-            old = [[slot.read_value() for slot in each] for each in slots]
-            when = tf.convert_to_tensor(states.on_gradient), hold
-            new, sign, nonzero = pack_by(self.rule, self.abstain, gradients, old, *when)
-            for slot, value in zip(itertools.chain(*slots), itertools.chain(*new), strict=True):
-                slot.assign(value)
-        if abstaining is not None:
-            silent = tf.where(abstaining, np.uint8(0), np.uint8(255))
-            nonzero = tf.fill(sign.shape, silent) if nonzero is None else tf.bitwise.bitwise_and(nonzero, silent)
-        bucket.ballot = Planes(sign, nonzero)
-        return bucket.ballot
 
     def _agree(self, gradients, variables, labels, error) -> list[bool]:
         """Raises an error on all ranks unless they vote on the same variables; says which have no gradient anywhere.
@@ -297,60 +231,30 @@ class Election:
         with tf.init_scope():
             mine, ranks = np.array([[g is None for g in gradients]], np.uint8), self._process_set.process_set_id
             number = _numbers.get(ranks, 0)
-            error = error or self._invalid(variables, labels)
+            error = error or invalid(self.rule, self._transport, self.ranks, variables, labels)
             if self.ranks == 1:
                 if error is not None:
                     raise error
                 of_all = mine
             else:
-                number = agree("the vote", self._items(variables, labels), error, self._process_set, number)
+                number = agree(
+                    "the vote", self._items() + described(variables, labels), error, self._process_set, number
+                )
                 name = f"horovod_sign.tf.{ranks}.missing"
                 of_all = np.asarray(hvd.allgather(mine, name=name, process_set=self._process_set))
             _numbers[ranks], self.name = number + 1, f"horovod_sign.tf.{ranks}.{number}"
             self._nodes = find_nodes(hvd) if self._hierarchical and self.ranks > 1 else None
             return of_all.min(axis=0).astype(bool).tolist()
 
-    def _items(self, variables, labels) -> list[Item]:
-        """What all ranks must have alike."""
-        names = map(common_name, labels)
+    def _items(self) -> list[Item]:
+        """The options that all ranks must have alike."""
         return [
             ("the rule", in_words(self.rule)),
             argument("abstain", self.abstain),
             argument("transport", self._transport),
             argument("bucket_cap_mb", None if self._bucket_bytes is None else self._bucket_bytes / 1e6),
             argument("hierarchical", self._hierarchical),
-            *[
-                (f"variable {i}", f"{name} {v.dtype.name} {v.shape}")
-                for i, (name, v) in enumerate(zip(names, variables, strict=True))
-            ],
         ]
-
-    def _invalid(self, variables, labels):
-        for v, label in zip(variables, labels, strict=True):
-            if v.dtype not in bit.DTYPES:
-                names = ", ".join(d.name for d in bit.DTYPES)
-                return TypeError(f"the gradient of {label} is {v.dtype.name}, but votes are on {names}")
-        if self.rule.betas is None:
-            try:
-                self._try_rule(variables, labels)
-            except RuntimeError as error:
-                return error
-        if self._transport == "counts":
-            try:
-                counts_bits(self.ranks)
-            except ValueError as error:
-                return error
-        return None
-
-    def _try_rule(self, variables, labels):
-        """Raises RuntimeError unless the rule is one for these variables: once they vote, the others wait."""
-        for v, label in zip(variables, labels, strict=True):
-            if v.count:
-                zeros = [tf.zeros(v.shape) for _ in self.rule.states]
-                try:
-                    own_ballot(self.rule, tf.zeros(v.shape), zeros, tf.constant(False))
-                except RuntimeError as error:
-                    raise RuntimeError(f"{error} (variable {label})") from error
 
 
 def lapse():
@@ -358,33 +262,6 @@ def lapse():
     _numbers.clear()
     for election in _elections:
         election.lapse()
-
-
-def refuse_xla():
-    """Raises ValueError inside a function compiled by XLA as a whole, where Horovod's ops cannot run."""
-    graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
-    while graph is not None:
-        context = getattr(graph, "_get_control_flow_context", lambda: None)()
-        while context is not None:
-            if context.IsXLAContext():
-                raise ValueError(
-                    "Horovod's ops cannot run inside a function compiled by XLA: use jit_compile=False in model.compile"
-                    " or tf.function (packing and counting of votes are compiled by themselves)"
-                )
-            context = context.outer_context
-        graph = getattr(graph, "outer_graph", None)
-
-
-def refuse_sessions():
-    """Raises ValueError in graphs that TensorFlow 1 runs in sessions."""
-    if tf.executing_eagerly():
-        return
-    with tf.init_scope():
-        if not tf.executing_eagerly():
-            raise ValueError(
-                "votes and hvs.broadcast_variables work eagerly and in tf.function, not in graphs of TensorFlow 1: "
-                "leave tf.Graph().as_default() and tf.compat.v1.disable_eager_execution() out"
-            )
 
 
 def _present(gradient, variable: Coordinates):
@@ -399,36 +276,3 @@ def _buckets(variables, left_out, bytes_each: int | None = None) -> list[list[in
     else:
         buckets = plan((variables[i].count * variables[i].dtype.size for i in there), bytes_each)
     return [[there[i] for i in bucket] for bucket in buckets]
-
-
-class _Bucket:
-    """Variables whose ballots travel together, in one step.
-
-    Attributes:
-        indices: of the variables.
-        gradients: on which this rank, or its node, votes.
-        abstaining: scalar bool tensor: it abstains on all coordinates; None: it does not.
-        ballot: once it is packed.
-    """
-
-    def __init__(self, indices: list[int], gradients: list[tf.Tensor], abstaining):
-        self.indices, self.gradients, self.abstaining = indices, gradients, abstaining
-        self.ballot: Planes | None = None
-
-    @property
-    def plane_bytes(self) -> int:
-        """Of the ballot's sign plane."""
-        return sum(plane_bytes(g.shape.num_elements()) for g in self.gradients)
-
-    def to_be_averaged(self) -> list[tf.Tensor]:
-        """The gradients in the precision of their mean, none of an abstaining rank; and whether this is one."""
-        wide = [tf.cast(g, tf.float64 if g.dtype == tf.float64 else tf.float32) for g in self.gradients]
-        if self.abstaining is None:
-            return wide
-        return [tf.where(self.abstaining, tf.zeros_like(g), g) for g in wide] + [tf.cast(self.abstaining, tf.float32)]
-
-    def take_means(self, means: list[tf.Tensor]):
-        """Votes on the means of the node, which abstains if all of its ranks do."""
-        self.gradients = [tf.cast(mean, g.dtype) for mean, g in zip(means, self.gradients, strict=False)]
-        if self.abstaining is not None:
-            self.abstaining = means[-1] == 1

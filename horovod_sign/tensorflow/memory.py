@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from horovod_sign.rules import Rule
-from horovod_sign.tensorflow.election import Coordinates, States
+from horovod_sign.tensorflow.packing import Coordinates, States
 from horovod_sign.tensorflow.variables import variable
 
 

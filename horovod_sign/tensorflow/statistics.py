@@ -108,6 +108,12 @@ def count(ballot: Planes, decided: Planes, coordinates: int) -> Counts:
     return Counts(*tf.unstack(_counter(coordinates)(*words), len(Counts._fields)))
 
 
+def of_bytes(sent) -> tf.Tensor:
+    """The `Counts` of so many bytes alone, a vector."""
+    nothing = tf.constant(0, tf.int64)
+    return tf.stack(Counts(*[nothing] * (len(Counts._fields) - 1), bytes_sent=tf.cast(sent, tf.int64)))
+
+
 def count_nans(gradients, suspected, abstaining=None, tell=None) -> tf.Tensor:
     """How many coordinates are NaN, looked for only if `suspected`; 0 if this rank abstains as a whole.
 

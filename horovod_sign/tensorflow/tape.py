@@ -11,8 +11,9 @@ from horovod_sign.options import bucket_bytes, check_voting
 from horovod_sign.tensorflow import scaled_losses
 from horovod_sign.tensorflow.checks import check_arguments
 from horovod_sign.tensorflow.compression import Compression, SignCompressor
-from horovod_sign.tensorflow.election import Coordinates, Election
+from horovod_sign.tensorflow.election import Election
 from horovod_sign.tensorflow.memory import OwnStates, Sums
+from horovod_sign.tensorflow.packing import Coordinates
 from horovod_sign.tensorflow.scales import Scale
 from horovod_sign.tensorflow.variables import underlying, variable
 

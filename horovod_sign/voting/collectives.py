@@ -5,7 +5,7 @@ for votes of nodes an average, or an allgather, within a node. mpi4py carries ea
 them out in the background, so that several votes and backward overlap.
 """
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -106,10 +106,18 @@ class Vote:
         protocol: the generator, from `exchange` or `counts`.
         collectives: what carries its requests out.
         name: unique among the votes in flight, the same on all ranks.
+        sent: says what one rank sends for a request, as `bytes_sent`.
     """
 
-    def __init__(self, protocol: Generator[Request, np.ndarray, Any], collectives: Collectives, name: str) -> None:
-        self.bytes_sent = 0
+    def __init__(
+        self,
+        protocol: Generator[Request, np.ndarray, Any],
+        collectives: Collectives,
+        name: str,
+        sent: Callable[[Request | Within, int, int], Any] = bytes_sent,
+    ) -> None:
+        self.bytes_sent: Any = 0
+        self._sent = sent
         self._protocol, self._collectives, self._name = protocol, collectives, name
         self._phase = 0
         self._handle: Any = None
@@ -153,6 +161,6 @@ class Vote:
         except StopIteration as stop:
             self._handle, self._decision = None, stop.value
             return
-        self.bytes_sent += bytes_sent(request, self._collectives.size, self._collectives.rank)
+        self.bytes_sent += self._sent(request, self._collectives.size, self._collectives.rank)
         self._handle = self._collectives.start(request, f"{self._name}.{self._phase}")
         self._phase += 1

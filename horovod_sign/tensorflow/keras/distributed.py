@@ -19,9 +19,10 @@ from horovod_sign.statistics import VoteStatistics
 from horovod_sign.tensorflow.ballots import all_finite
 from horovod_sign.tensorflow.checks import check_arguments
 from horovod_sign.tensorflow.compression import SignCompressor
-from horovod_sign.tensorflow.election import Coordinates, Election
+from horovod_sign.tensorflow.election import Election
 from horovod_sign.tensorflow.keras.optimizers import SignOptimizer
 from horovod_sign.tensorflow.memory import OwnStates, Sums, flat
+from horovod_sign.tensorflow.packing import Coordinates
 from horovod_sign.tensorflow.scales import follow, speaking
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from horovod_sign import rules
 from horovod_sign.tensorflow.ballots import signs, signs_by
-from horovod_sign.tensorflow.election import States
+from horovod_sign.tensorflow.packing import States
 
 LearningRate: TypeAlias = float | keras.optimizers.schedules.LearningRateSchedule | Callable[[], float]
 

@@ -1,0 +1,63 @@
+"""The votes of one step as `voting.reducer` has them, in the caller's graph (or at once, when executing eagerly)."""
+
+from collections.abc import Generator
+
+import tensorflow as tf
+
+from horovod_sign.tensorflow import messages
+from horovod_sign.tensorflow.packing import TensorBucket
+from horovod_sign.voting.collectives import Allgather, Alltoall, Request, Vote, Within
+from horovod_sign.voting.hierarchy import vote_of_nodes
+from horovod_sign.voting.messages import Planes
+from horovod_sign.voting.nodes import Nodes
+from horovod_sign.voting.reducer import Reducer
+
+
+class GraphReducer(Reducer):
+    """In a graph all votes begin, and then all go on; when executing eagerly, one after the other."""
+
+    def _running(self, bucket: TensorBucket) -> Generator:
+        rank, size = self._collectives.rank, self._collectives.size
+        return self._protocol_of(bucket)(bucket.collect(), rank, size, not self._abstain, messages)
+
+    def _vote(self, bucket: TensorBucket, running: Generator) -> Vote:
+        return Vote(running, self._collectives, f"{self.name}.{bucket.name}", _bytes_sent)
+
+
+class NodeReducer(GraphReducer):
+    """Those of nodes, on gradients that are averaged first.
+
+    Args:
+        nodes: those that vote.
+        reducer: as of `Reducer`; the collectives are of nodes too.
+    """
+
+    def __init__(self, nodes: Nodes, *reducer):
+        super().__init__(*reducer)
+        self._nodes = nodes
+
+    def _launch(self, bucket: TensorBucket):
+        pass
+
+    def _running(self, bucket: TensorBucket) -> Generator:
+        def pack(means) -> Planes:
+            if means:
+                bucket.take_means(means)
+            bucket.launch(self._abstain)
+            return bucket.collect()
+
+        protocol = self._protocol_of(bucket)
+        return vote_of_nodes(self._nodes, bucket.to_be_averaged, pack, protocol, not self._abstain, messages)
+
+
+def _bytes_sent(request: Request | Within, size: int, rank: int):
+    """As `voting.collectives.bytes_sent`, for lengths that are known only when the step runs."""
+    if isinstance(request, Within):
+        return 0
+    if isinstance(request, Alltoall):
+        sent = tf.size(request.buffer) - request.lengths[rank]
+    elif isinstance(request, Allgather):
+        sent = (size - 1) * tf.size(request.buffer)
+    else:
+        sent = 2 * (size - 1) * 8 * request.words.shape[0] // size
+    return tf.cast(sent, tf.int64)
