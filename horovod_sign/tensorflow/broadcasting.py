@@ -9,10 +9,10 @@ import horovod.tensorflow as hvd
 import numpy as np
 import tensorflow as tf
 
+from horovod_sign.graphs.refused import refuse_sessions, refuse_xla
+from horovod_sign.graphs.variables import variable
 from horovod_sign.options import require_horovod
-from horovod_sign.tensorflow.graphs import refuse_sessions, refuse_xla
 from horovod_sign.tensorflow.repeated import at_each_run
-from horovod_sign.tensorflow.variables import variable
 from horovod_sign.voting.agreement import disagreement, encode_record
 
 # Bytes per message. MPI counts in 32-bit integers, so Horovod aborts the job above 2 GiB; and pieces bound the copies.

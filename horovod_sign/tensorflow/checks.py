@@ -4,10 +4,10 @@ from typing import Any
 
 import horovod.tensorflow as hvd
 
+from horovod_sign.graphs.refused import refuse_sessions
 from horovod_sign.keywords import check_keywords, wrong_compression
 from horovod_sign.options import check_process_set, reachable
 from horovod_sign.tensorflow.compression import SignCompressor
-from horovod_sign.tensorflow.graphs import refuse_sessions
 
 # Where Horovod reduces; whether it sums or averages the passes of a step, which have the same sign; what it does with
 # local gradients, of which a vote has none; and how optimizers of TensorFlow 1 assign.

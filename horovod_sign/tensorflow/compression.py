@@ -14,15 +14,15 @@ import tensorflow as tf
 
 from horovod_sign import rules
 from horovod_sign.algebra import counts_bits
+from horovod_sign.graphs import bits as bit
+from horovod_sign.graphs import messages
+from horovod_sign.graphs.ballots import pack_by, packer, unpacker
+from horovod_sign.graphs.variables import underlying
 from horovod_sign.options import require_horovod
 from horovod_sign.statistics import VoteStatistics
-from horovod_sign.tensorflow import bits as bit
-from horovod_sign.tensorflow import messages
-from horovod_sign.tensorflow.ballots import pack_by, packer, unpacker
 from horovod_sign.tensorflow.kept import Kept
 from horovod_sign.tensorflow.memory import OwnStates, flat
 from horovod_sign.tensorflow.repeated import at_each_run
-from horovod_sign.tensorflow.variables import underlying
 from horovod_sign.voting.messages import Planes
 
 _NO_MOMENTUM = (

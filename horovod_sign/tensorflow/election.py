@@ -12,17 +12,17 @@ import horovod.tensorflow as hvd
 import numpy as np
 import tensorflow as tf
 
+from horovod_sign.graphs.packing import Coordinates, TensorBucket
+from horovod_sign.graphs.refused import refuse_xla
+from horovod_sign.graphs.reports import Reports
+from horovod_sign.graphs.statistics import Counters, Counts, of_bytes
 from horovod_sign.options import require_horovod
 from horovod_sign.rules import Rule, in_words
 from horovod_sign.statistics import VoteStatistics
 from horovod_sign.tensorflow import farewell
 from horovod_sign.tensorflow.collectives import GraphCollectives, NodeCollectives
-from horovod_sign.tensorflow.graphs import refuse_xla
 from horovod_sign.tensorflow.handshake import agree, described, invalid
-from horovod_sign.tensorflow.packing import Coordinates, TensorBucket
 from horovod_sign.tensorflow.reducer import GraphReducer, NodeReducer
-from horovod_sign.tensorflow.reports import Reports
-from horovod_sign.tensorflow.statistics import Counters, Counts, of_bytes
 from horovod_sign.voting.choice import choose
 from horovod_sign.voting.handshake import Item, argument
 from horovod_sign.voting.nodes import find_nodes

@@ -7,11 +7,11 @@ import numpy as np
 import tensorflow as tf
 
 from horovod_sign.algebra import counts_bits
+from horovod_sign.graphs import bits as bit
+from horovod_sign.graphs.ballots import own_ballot
+from horovod_sign.graphs.packing import Coordinates
+from horovod_sign.graphs.variables import common_name
 from horovod_sign.rules import Rule
-from horovod_sign.tensorflow import bits as bit
-from horovod_sign.tensorflow.ballots import own_ballot
-from horovod_sign.tensorflow.packing import Coordinates
-from horovod_sign.tensorflow.variables import common_name
 from horovod_sign.voting import handshake
 from horovod_sign.voting.collectives import Allgather, AtOnce, Vote
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+from horovod_sign.graphs.packing import Coordinates, States
+from horovod_sign.graphs.variables import variable
 from horovod_sign.rules import Rule
-from horovod_sign.tensorflow.packing import Coordinates, States
-from horovod_sign.tensorflow.variables import variable
 
 
 class OwnStates:

@@ -4,8 +4,8 @@ from collections.abc import Generator
 
 import tensorflow as tf
 
-from horovod_sign.tensorflow import messages
-from horovod_sign.tensorflow.packing import TensorBucket
+from horovod_sign.graphs import messages
+from horovod_sign.graphs.packing import TensorBucket
 from horovod_sign.voting.collectives import Allgather, Alltoall, Request, Vote, Within
 from horovod_sign.voting.hierarchy import vote_of_nodes
 from horovod_sign.voting.messages import Planes

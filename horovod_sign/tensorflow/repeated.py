@@ -5,7 +5,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from horovod_sign.tensorflow.variables import variable
+from horovod_sign.graphs.variables import variable
 
 
 def at_each_run(tensor: Any) -> tf.Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import horovod.tensorflow as hvd
 import tensorflow as tf
 
-from horovod_sign.tensorflow.ballots import all_finite
+from horovod_sign.graphs.ballots import all_finite
 from horovod_sign.tensorflow.repeated import at_each_run
 
 # Below it a rank does not go while others vote: it is not the scale then that makes its gradients overflow, and one

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 import horovod.tensorflow as hvd
 import tensorflow as tf
 
+from horovod_sign.graphs.packing import Coordinates
+from horovod_sign.graphs.variables import underlying, variable
 from horovod_sign.keywords import without_horovods_default
 from horovod_sign.options import bucket_bytes, check_voting
 from horovod_sign.tensorflow import scaled_losses
@@ -13,9 +15,7 @@ from horovod_sign.tensorflow.checks import check_arguments
 from horovod_sign.tensorflow.compression import Compression, SignCompressor
 from horovod_sign.tensorflow.election import Election
 from horovod_sign.tensorflow.memory import OwnStates, Sums
-from horovod_sign.tensorflow.packing import Coordinates
 from horovod_sign.tensorflow.scales import Scale
-from horovod_sign.tensorflow.variables import underlying, variable
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -14,7 +14,7 @@ from tensorflow.python.framework.func_graph import FuncGraph
 
 import horovod_sign.tensorflow as hvs_tf
 import horovod_sign.tensorflow.keras as hvs
-from horovod_sign.tensorflow import programs
+from horovod_sign.graphs import programs
 
 RANKS = (2,)  # one rank alone has no messages to compile programs for
 

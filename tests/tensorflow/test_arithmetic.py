@@ -10,11 +10,12 @@ tf = pytest.importorskip("tensorflow")
 pytest.importorskip("horovod.tensorflow")
 
 from horovod_sign import rules  # noqa: E402
+from horovod_sign.graphs import ballots  # noqa: E402
+from horovod_sign.graphs.statistics import Counters, Counts  # noqa: E402
 from horovod_sign.statistics import PATIENCE  # noqa: E402
-from horovod_sign.tensorflow import ballots, election  # noqa: E402
+from horovod_sign.tensorflow import election  # noqa: E402
 from horovod_sign.tensorflow.election import Coordinates  # noqa: E402
 from horovod_sign.tensorflow.memory import OwnStates, Sums  # noqa: E402
-from horovod_sign.tensorflow.statistics import Counters, Counts  # noqa: E402
 
 NOTHING = tf.constant(0, tf.uint32)
 _INTEGER = {2: np.uint16, 4: np.uint32, 8: np.uint64}

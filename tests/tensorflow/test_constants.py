@@ -6,7 +6,8 @@ import tensorflow as tf
 from ranks import RANK
 
 import horovod_sign.tensorflow as hvs
-from horovod_sign.tensorflow import election, programs
+from horovod_sign.graphs import programs
+from horovod_sign.tensorflow import election
 
 RANKS = (2,)  # one that traces again, and one that does not
 

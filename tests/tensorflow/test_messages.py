@@ -10,8 +10,8 @@ tf = pytest.importorskip("tensorflow")
 pytest.importorskip("horovod.tensorflow")
 
 from horovod_sign import algebra  # noqa: E402
-from horovod_sign.tensorflow import messages as ours  # noqa: E402
-from horovod_sign.tensorflow.ballots import packer  # noqa: E402
+from horovod_sign.graphs import messages as ours  # noqa: E402
+from horovod_sign.graphs.ballots import packer  # noqa: E402
 from horovod_sign.voting import messages as reference  # noqa: E402
 
 COORDINATES = 64 * 5 - 3

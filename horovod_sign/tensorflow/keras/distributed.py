@@ -12,17 +12,17 @@ import horovod.tensorflow as hvd
 import keras
 import tensorflow as tf
 
+from horovod_sign.graphs.ballots import all_finite
+from horovod_sign.graphs.packing import Coordinates
 from horovod_sign.keywords import without_horovods_default
 from horovod_sign.options import bucket_bytes, check_voting
 from horovod_sign.rules import choose_rule
 from horovod_sign.statistics import VoteStatistics
-from horovod_sign.tensorflow.ballots import all_finite
 from horovod_sign.tensorflow.checks import check_arguments
 from horovod_sign.tensorflow.compression import SignCompressor
 from horovod_sign.tensorflow.election import Election
 from horovod_sign.tensorflow.keras.optimizers import SignOptimizer
 from horovod_sign.tensorflow.memory import OwnStates, Sums, flat
-from horovod_sign.tensorflow.packing import Coordinates
 from horovod_sign.tensorflow.scales import follow, speaking
 
 if TYPE_CHECKING:

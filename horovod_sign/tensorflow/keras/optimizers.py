@@ -13,8 +13,8 @@ import keras
 import tensorflow as tf
 
 from horovod_sign import rules
-from horovod_sign.tensorflow.ballots import signs, signs_by
-from horovod_sign.tensorflow.packing import States
+from horovod_sign.graphs.ballots import signs, signs_by
+from horovod_sign.graphs.packing import States
 
 LearningRate: TypeAlias = float | keras.optimizers.schedules.LearningRateSchedule | Callable[[], float]
 

@@ -15,10 +15,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from horovod_sign.graphs.variables import common_name
 from horovod_sign.tensorflow.handshake import EagerCollectives
 from horovod_sign.tensorflow.keras import models
 from horovod_sign.tensorflow.keras.distributed import inner_optimizer
-from horovod_sign.tensorflow.variables import common_name
 from horovod_sign.voting import replicas
 from horovod_sign.voting.collectives import Vote
 

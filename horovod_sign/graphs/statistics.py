@@ -11,10 +11,10 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from horovod_sign.graphs.programs import Compiled
+from horovod_sign.graphs.reports import call_if
+from horovod_sign.graphs.variables import variable
 from horovod_sign.statistics import PATIENCE, VoteStatistics, summarise
-from horovod_sign.tensorflow.programs import Compiled
-from horovod_sign.tensorflow.reports import call_if
-from horovod_sign.tensorflow.variables import variable
 from horovod_sign.voting.messages import Planes
 
 

@@ -11,10 +11,10 @@ import numpy as np
 import tensorflow as tf
 
 from horovod_sign.algebra import plane_bytes
+from horovod_sign.graphs.ballots import pack_by, packer, unpacker
+from horovod_sign.graphs.reports import Reports
+from horovod_sign.graphs.statistics import count, count_nans
 from horovod_sign.rules import Rule
-from horovod_sign.tensorflow.ballots import pack_by, packer, unpacker
-from horovod_sign.tensorflow.reports import Reports
-from horovod_sign.tensorflow.statistics import count, count_nans
 from horovod_sign.voting.messages import Planes
 
 

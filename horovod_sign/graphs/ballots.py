@@ -6,9 +6,9 @@ import math
 import numpy as np
 import tensorflow as tf
 
+from horovod_sign.graphs import bits as bit
+from horovod_sign.graphs.programs import Compiled
 from horovod_sign.rules import Rule, checked_ballot
-from horovod_sign.tensorflow import bits as bit
-from horovod_sign.tensorflow.programs import Compiled
 
 
 @functools.lru_cache(maxsize=256)

@@ -9,8 +9,8 @@ import functools
 import numpy as np
 import tensorflow as tf
 
-from horovod_sign.tensorflow import bits as bit
-from horovod_sign.tensorflow.programs import Compiled
+from horovod_sign.graphs import bits as bit
+from horovod_sign.graphs.programs import Compiled
 from horovod_sign.voting.messages import Planes
 
 
