@@ -5,7 +5,6 @@ moves on from time to time, since replicas that have parted differ nearly everyw
 """
 
 import math
-import warnings
 import zlib
 from collections.abc import Iterator
 
@@ -50,7 +49,7 @@ class ReplicaCheck:
         self._collectives, self._name = HorovodCollectives(process_set), name
         self._steps, self._checks = 0, 0
         self._vote: Vote | None = None
-        self._told: set[str] = set()
+        self._warnings = replicas.Warnings(_REMEDIES, "; hvs.DistributedOptimizer compares every check_replicas steps")
         progress.add(self)
 
     def begin(self):
@@ -72,15 +71,7 @@ class ReplicaCheck:
         if self._vote is None or not progress.wait(self._vote, seconds):
             return
         different, self._vote = self._vote.wait(), None
-        for kind, text in different:
-            if kind not in self._told:
-                self._told.add(kind)
-                warnings.warn(
-                    f"ranks differ at step {self._steps}: {text}; {_REMEDIES[kind]} (this is said once; "
-                    "hvs.DistributedOptimizer compares every check_replicas steps)",
-                    RuntimeWarning,
-                    stacklevel=3,
-                )
+        self._warnings.tell(different, f"at step {self._steps}")
 
     def _numbers(self) -> Iterator[replicas.Item]:
         keys = [key for key in self._optimizer.defaults if key not in _NO_NUMBERS]

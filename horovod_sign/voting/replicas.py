@@ -12,7 +12,8 @@ and only if they are not, two more tell which rank has what.
 """
 
 import hashlib
-from collections.abc import Generator, Iterator, Sequence
+import warnings
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -48,6 +49,27 @@ class Difference(NamedTuple):
 
     kind: str
     text: str
+
+
+class Warnings:
+    """Warns of what differs between ranks, of each kind once.
+
+    Args:
+        remedies: for each kind of item, what the user should do.
+        hint: for the end of each warning.
+    """
+
+    def __init__(self, remedies: Mapping[str, str], hint: str = ""):
+        self._remedies, self._hint = remedies, hint
+        self._told: set[str] = set()
+
+    def tell(self, differences: Iterable[Difference], where: str):
+        """Ranks have differed, `where`: "at step 3"."""
+        for kind, text in differences:
+            if kind not in self._told:
+                self._told.add(kind)
+                told = f"ranks differ {where}: {text}; {self._remedies[kind]} (this is said once{self._hint})"
+                warnings.warn(told, RuntimeWarning, stacklevel=4)
 
 
 def numbers(group: dict, keys: Sequence[str], name: str) -> list[Item]:

@@ -5,7 +5,6 @@ all of a small model, of a large one a part that moves on from time to time, sin
 nearly everywhere. Moving averages (of BatchNormalization) and the scales of losses are each rank's own.
 """
 
-import warnings
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -46,7 +45,7 @@ class ReplicaCheck:
 
     def __init__(self, process_set: Any = hvd.global_process_set) -> None:
         self._process_set, self._checks = process_set, 0
-        self._told: set[str] = set()
+        self._warnings = replicas.Warnings(_REMEDIES)
 
     def compare(self, model: keras.Model, when: str, weights: bool = True) -> None:
         """A collective.
@@ -64,12 +63,7 @@ class ReplicaCheck:
         comparison = Vote(
             replicas.compare(items, rank, size), EagerCollectives(self._process_set), "horovod_sign.tf.replicas"
         )
-        for kind, text in comparison.wait():
-            if kind not in self._told:
-                self._told.add(kind)
-                warnings.warn(
-                    f"ranks differ {when}: {text}; {_REMEDIES[kind]} (this is said once)", RuntimeWarning, stacklevel=3
-                )
+        self._warnings.tell(comparison.wait(), when)
 
 
 class CheckReplicasCallback(keras.callbacks.Callback):
