@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from horovod_sign.algebra import plane_bytes
 from horovod_sign.graphs.ballots import pack_by, packer, unpacker
 from horovod_sign.graphs.reports import Reports
 from horovod_sign.graphs.statistics import count, count_nans
@@ -68,11 +67,6 @@ class TensorBucket:
     def coordinates(self) -> int:
         """How many are voted on."""
         return sum(self._sizes)
-
-    @property
-    def plane_bytes(self) -> int:
-        """Of the ballot's sign plane."""
-        return sum(map(plane_bytes, self._sizes))
 
     def launch(self, abstain: bool):
         """Packs the ballot."""

@@ -12,6 +12,7 @@ import horovod.tensorflow as hvd
 import numpy as np
 import tensorflow as tf
 
+from horovod_sign.algebra import plane_bytes
 from horovod_sign.graphs.packing import Coordinates, TensorBucket
 from horovod_sign.graphs.refused import refuse_xla
 from horovod_sign.graphs.reports import Reports
@@ -82,6 +83,7 @@ class Election:
         self._reports = Reports() if instead_of is None else instead_of._reports
         self._instead_of, self._requests, self._eager, self.scaled = instead_of, [], False, False
         self._missing_everywhere: list[bool] | None = None
+        self._plans: dict[tuple[Coordinates, ...], tuple] = {}
         self._warned: set[str] = set()
         _elections.add(self)
 
@@ -141,8 +143,8 @@ class Election:
         gradients = [self.dense(g, v) for g, v in zip(gradients, variables, strict=True)]
         votes = [None if none else tf.zeros(v.shape, v.dtype) for none, v in zip(absent, variables, strict=True)]
         counted = [tf.zeros_like(self.counters.latest)]
-        voted_on = sum(v.count for v, none in zip(variables, absent, strict=True) if not none)
-        way, self._eager = self._way(voted_on), tf.executing_eagerly()
+        way, planned = self._plan(variables, absent)
+        self._eager = tf.executing_eagerly()
         buckets = [
             TensorBucket(
                 str(number),
@@ -152,9 +154,8 @@ class Election:
                 self.rule,
                 states,
             )
-            for number, indices in enumerate(_buckets(variables, absent, self._bucket_bytes))
+            for number, indices in enumerate(planned)
         ]
-        self._requests = [(way == "counts", bucket.plane_bytes) for bucket in buckets]
         if self._nodes is not None:
             self._begin_together(buckets)
         reducer = self._reducer(way)
@@ -194,6 +195,7 @@ class Election:
     def lapse(self):
         """Forgets what the ranks have agreed on. What has been traced must be traced again."""
         self._missing_everywhere, self._requests = None, []
+        self._plans.clear()
         self.counters.forget_mean()
 
     @staticmethod
@@ -204,6 +206,17 @@ class Election:
         if isinstance(gradient, tf.IndexedSlices):
             gradient = tf.math.unsorted_segment_sum(gradient.values, gradient.indices, variable.shape[0])
         return tf.ensure_shape(tf.stop_gradient(tf.convert_to_tensor(gradient)), variable.shape)
+
+    def _plan(self, variables: list[Coordinates], absent: list[bool]) -> tuple[str, list[list[int]]]:
+        """How votes on these travel, and which variables go together. The same on all ranks; found out once."""
+        key = tuple(variables)
+        if key not in self._plans:
+            voted_on = sum(v.count for v, none in zip(variables, absent, strict=True) if not none)
+            way, planned = self._way(voted_on), _buckets(variables, absent, self._bucket_bytes)
+            widths = [sum(plane_bytes(variables[i].count) for i in indices) for indices in planned]
+            self._plans[key] = way, planned, [(way == "counts", width) for width in widths]
+        way, planned, self._requests = self._plans[key]
+        return way, planned
 
     def _way(self, coordinates: int) -> str:
         """The name of the protocol, for so many coordinates in all: the same on all ranks."""
