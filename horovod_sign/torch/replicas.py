@@ -49,7 +49,7 @@ class ReplicaCheck:
         self._collectives, self._name = HorovodCollectives(process_set), name
         self._steps, self._checks = 0, 0
         self._vote: Vote | None = None
-        self._warnings = replicas.Warnings(_REMEDIES, "; hvs.DistributedOptimizer compares every check_replicas steps")
+        self._warnings = replicas.Warnings(_REMEDIES, "hvs.DistributedOptimizer compares every check_replicas steps")
         progress.add(self)
 
     def begin(self):

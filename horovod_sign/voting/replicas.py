@@ -60,7 +60,7 @@ class Warnings:
     """
 
     def __init__(self, remedies: Mapping[str, str], hint: str = ""):
-        self._remedies, self._hint = remedies, hint
+        self._remedies, self._hint = remedies, hint and f"; {hint}"
         self._told: set[str] = set()
 
     def tell(self, differences: Iterable[Difference], where: str):
