@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 
-def refuse_xla():
+def refuse_xla() -> None:
     """Raises ValueError inside a function compiled by XLA as a whole, where Horovod's ops cannot run."""
     graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
     while graph is not None:
@@ -18,7 +18,7 @@ def refuse_xla():
         graph = getattr(graph, "outer_graph", None)
 
 
-def refuse_sessions():
+def refuse_sessions() -> None:
     """Raises ValueError in graphs that TensorFlow 1 runs in sessions."""
     if tf.executing_eagerly():
         return

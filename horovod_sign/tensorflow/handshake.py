@@ -65,7 +65,7 @@ def invalid(rule: Rule, transport: str, ranks: int, variables: list[Coordinates]
     return None
 
 
-def _try_rule(rule: Rule, variables: list[Coordinates], labels):
+def _try_rule(rule: Rule, variables: list[Coordinates], labels) -> None:
     """Raises RuntimeError unless the rule is one for these variables: once they vote, the others wait."""
     for v, label in zip(variables, labels, strict=True):
         if v.count:

@@ -2,11 +2,12 @@
 
 import signal
 import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 
 @contextmanager
-def undisturbed():
+def undisturbed() -> Iterator[None]:
     """What is inside is done before Ctrl-C raises its exception. For microseconds, not for what waits for others."""
     usual = signal.getsignal(signal.SIGINT)
     # Python raises it in the main thread alone; and what is not callable raises none.

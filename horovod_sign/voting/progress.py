@@ -17,19 +17,19 @@ from horovod_sign.voting.collectives import Vote
 class UnderWay(Protocol):
     """Something that goes on when it is asked to."""
 
-    def poll(self):
+    def poll(self) -> None:
         """Goes on as far as possible without waiting."""
 
 
 _under_way: "weakref.WeakSet[UnderWay]" = weakref.WeakSet()
 
 
-def add(each: UnderWay):
+def add(each: UnderWay) -> None:
     """Lets `each` go on, for as long as it lives, wherever this process waits."""
     _under_way.add(each)
 
 
-def go_on():
+def go_on() -> None:
     """Everything that is under way goes on."""
     for each in list(_under_way):
         with contextlib.suppress(Exception):  # no affair of who waits: it is raised again where its vote is waited for

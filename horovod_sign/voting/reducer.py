@@ -51,7 +51,7 @@ class Everybody:
 
     known, notices = True, 0
 
-    def check(self, wait: bool = False):
+    def check(self, wait: bool = False) -> None:
         """Raises RuntimeError if a rank does not take part, as far as that is known without waiting."""
 
 
@@ -70,7 +70,7 @@ class Reducer:
         notice, noticed: whether ballots carry a notice to all ranks; and whether one of this step did, on any rank.
     """
 
-    def __init__(self, collectives: Collectives, transport: str, abstain: bool, name: str):
+    def __init__(self, collectives: Collectives, transport: str, abstain: bool, name: str) -> None:
         self.name, self.bytes_sent = name, 0
         self.silent, self.notice, self.noticed = False, False, False
         self._collectives, self._transport, self._abstain = collectives, transport, abstain
@@ -82,12 +82,12 @@ class Reducer:
         self._notices: dict[Bucket, Notices] = {}
         self._error: Exception | None = None
 
-    def add(self, buckets: list[Bucket]):
+    def add(self, buckets: list[Bucket]) -> None:
         """Has votes on further buckets, from this step on."""
         self._buckets += buckets
         self._unstarted += buckets
 
-    def restart(self, collectives: Collectives, name: str):
+    def restart(self, collectives: Collectives, name: str) -> None:
         """Forgets what is under way and goes on with other ranks, when the library that carries votes began anew."""
         self._votes.clear()
         self._packing.clear()
@@ -96,7 +96,7 @@ class Reducer:
             bucket.forget()
         self.reset()
 
-    def reset(self):
+    def reset(self) -> None:
         """Expects the gradients of a new step. Only when no vote is on its way."""
         self._unstarted = list(self._buckets)
         self._notices.clear()
@@ -112,13 +112,13 @@ class Reducer:
         """Of how many buckets this rank's ballot is given, and nothing decided."""
         return len(self._packing) + len(self._votes)
 
-    def raise_error(self):
+    def raise_error(self) -> None:
         """Raises what kept this rank from voting or stepping, if something did."""
         error, self._error = self._error, None
         if error is not None:
             raise error
 
-    def begin(self):
+    def begin(self) -> None:
         """A step begins whose votes go one by one."""
         self.bytes_sent = 0
 
@@ -169,7 +169,7 @@ class Reducer:
         self.reset()
         self.noticed = noticed
 
-    def conclude(self, seconds: float):
+    def conclude(self, seconds: float) -> None:
         """A step has failed here: takes part in its votes to the end all the same, for so many seconds, and drops them.
 
         Other ranks may wait for them; and if all have failed, ops that only some have started would stay in Horovod's
@@ -195,7 +195,7 @@ class Reducer:
             del self._votes[bucket]
         return bool(self._votes)
 
-    def _go_on(self, start: bool = True):
+    def _go_on(self, start: bool = True) -> None:
         """Polls votes and, if asked to, starts those that have not been: all, or if they are ordered the next one."""
         self._vote_on_packed()
         for vote in list(self._votes.values()):
@@ -209,14 +209,14 @@ class Reducer:
     def _is_decided(self, bucket: Bucket) -> bool:
         return bucket in self._votes and self._votes[bucket].decided
 
-    def _start(self, bucket: Bucket):
+    def _start(self, bucket: Bucket) -> None:
         """Packs a bucket, and starts its vote once it is packed: at once, unless a device does that meanwhile."""
         self._launch(bucket)
         self._unstarted.remove(bucket)
         self._packing.append(bucket)
         self._vote_on_packed()
 
-    def _vote_on_packed(self):
+    def _vote_on_packed(self) -> None:
         for bucket in [bucket for bucket in self._packing if bucket.packed]:
             running = self._running(bucket)
             self._packing.remove(bucket)
@@ -232,7 +232,7 @@ class Reducer:
         """A step ends: finds out who takes part in it."""
         return Everybody()
 
-    def _launch(self, bucket: Bucket):
+    def _launch(self, bucket: Bucket) -> None:
         bucket.launch(self._abstain or self.silent)
 
     def _running(self, bucket: Bucket) -> Generator:
@@ -247,7 +247,7 @@ class Reducer:
         way, size = self._transport, self._collectives.size
         return PROTOCOLS[choose(bucket.coordinates, size, self._abstain, can_go_direct=False) if way == "auto" else way]
 
-    def _tell_of_error(self, bucket: Bucket):
+    def _tell_of_error(self, bucket: Bucket) -> None:
         """What a bucket could not read, all ranks hear of by the next ballot, or the next step of votes of nodes."""
         if bucket.error is not None:
             self._error, self.notice, bucket.error = bucket.error, True, None

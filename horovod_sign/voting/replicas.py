@@ -59,11 +59,11 @@ class Warnings:
         hint: for the end of each warning.
     """
 
-    def __init__(self, remedies: Mapping[str, str], hint: str = ""):
+    def __init__(self, remedies: Mapping[str, str], hint: str = "") -> None:
         self._remedies, self._hint = remedies, hint and f"; {hint}"
         self._told: set[str] = set()
 
-    def tell(self, differences: Iterable[Difference], where: str):
+    def tell(self, differences: Iterable[Difference], where: str) -> None:
         """Ranks have differed, `where`: "at step 3"."""
         for kind, text in differences:
             if kind not in self._told:
