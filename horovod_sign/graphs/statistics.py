@@ -111,7 +111,7 @@ def count(ballot: Planes, decided: Planes, coordinates: int) -> Counts:
 def of_bytes(sent) -> tf.Tensor:
     """The `Counts` of so many bytes alone, a vector."""
     nothing = tf.constant(0, tf.int64)
-    return tf.stack(Counts(*[nothing] * (len(Counts._fields) - 1), bytes_sent=tf.cast(sent, tf.int64)))
+    return tf.stack([*[nothing] * (len(Counts._fields) - 1), tf.cast(sent, tf.int64)])  # the last field
 
 
 def count_nans(gradients, suspected, abstaining=None, tell=None) -> tf.Tensor:

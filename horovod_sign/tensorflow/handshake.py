@@ -46,7 +46,9 @@ def described(variables: list[Coordinates], labels: list[str]) -> list[handshake
     ]
 
 
-def invalid(rule: Rule, transport: str, ranks: int, variables: list[Coordinates], labels) -> Exception | None:
+def invalid(
+    rule: Rule, transport: str, ranks: int, variables: list[Coordinates], labels: list[str]
+) -> Exception | None:
     """Why so many ranks cannot vote on these variables, as far as this rank knows."""
     for v, label in zip(variables, labels, strict=True):
         if v.dtype not in bit.DTYPES:
@@ -65,7 +67,7 @@ def invalid(rule: Rule, transport: str, ranks: int, variables: list[Coordinates]
     return None
 
 
-def _try_rule(rule: Rule, variables: list[Coordinates], labels) -> None:
+def _try_rule(rule: Rule, variables: list[Coordinates], labels: list[str]) -> None:
     """Raises RuntimeError unless the rule is one for these variables: once they vote, the others wait."""
     for v, label in zip(variables, labels, strict=True):
         if v.count:

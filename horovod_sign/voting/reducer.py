@@ -225,7 +225,7 @@ class Reducer:
     def _vote_on(self, bucket: Bucket) -> Vote:
         return self._vote(bucket, self._running(bucket))
 
-    def _vote(self, bucket: Bucket, running: Generator) -> Vote:
+    def _vote(self, bucket: Bucket, running: Generator[Any, Any, Any]) -> Vote:
         return Vote(running, self._collectives, f"{self.name}.{bucket.name}")
 
     def _attend(self) -> Everybody:
@@ -235,7 +235,7 @@ class Reducer:
     def _launch(self, bucket: Bucket) -> None:
         bucket.launch(self._abstain or self.silent)
 
-    def _running(self, bucket: Bucket) -> Generator:
+    def _running(self, bucket: Bucket) -> Generator[Any, Any, Any]:
         """The protocol of a vote on a bucket whose ballot is packed."""
         ballot = bucket.collect()
         self._tell_of_error(bucket)
@@ -243,7 +243,7 @@ class Reducer:
         rank, size = self._collectives.rank, self._collectives.size
         return self._protocol_of(bucket)(ballot, rank, size, not self._abstain, ops)
 
-    def _protocol_of(self, bucket: Bucket) -> Callable[..., Generator]:
+    def _protocol_of(self, bucket: Bucket) -> Callable[..., Generator[Any, Any, Any]]:
         way, size = self._transport, self._collectives.size
         return PROTOCOLS[choose(bucket.coordinates, size, self._abstain, can_go_direct=False) if way == "auto" else way]
 
