@@ -67,7 +67,7 @@ class Methods:
         mine = messages.split(self._ballot(), [(0, len(self.sign))])[0]
         gathered = hvd.allgather(torch.from_numpy(mine), name="bits").numpy()
         ballots = messages.parse(gathered, [len(self.sign)] * hvd.size())
-        self._apply(messages.tally(ballots, not self.abstain))
+        self._apply(messages.tally(ballots, abstain=self.abstain))
 
     def counts(self):
         self._vote("counts")
@@ -76,7 +76,7 @@ class Methods:
         self._vote("exchange")
 
     def _vote(self, transport: str):
-        protocol = PROTOCOLS[transport](self._ballot(), hvd.rank(), hvd.size(), not self.abstain)
+        protocol = PROTOCOLS[transport](self._ballot(), hvd.rank(), hvd.size(), abstain=self.abstain)
         self._apply(Vote(protocol, self.collectives, transport).wait())
 
     def _ballot(self) -> Planes:

@@ -97,12 +97,12 @@ class Monitor:
     Args:
         voter: who votes here, for the report: "rank 3".
         size: how many vote.
-        one_bit: ties are +1 (`abstain=False`).
+        abstain: whether ties are 0; else they are +1.
     """
 
-    def __init__(self, voter: str, size: int, one_bit: bool) -> None:
+    def __init__(self, voter: str, size: int, *, abstain: bool) -> None:
         self.latest = VoteStatistics()
-        self._voter, self._size, self._one_bit = voter, size, one_bit
+        self._voter, self._size, self._abstain = voter, size, abstain
         self._mean, self._measured, self._reported, self._nan_told = math.nan, 0, False, False
         self.begin()
 
@@ -171,7 +171,7 @@ class Monitor:
         self._measured += 1
         previous = 0.0 if math.isnan(self._mean) else self._mean
         self._mean = previous + (agreement - previous) / min(self._measured, PATIENCE)
-        disagrees = systematic_disagreement(self._voter, self._size, self._one_bit, self._measured, self._mean)
+        disagrees = systematic_disagreement(self._voter, self._size, self._abstain, self._measured, self._mean)
         if disagrees is not None and not self._reported:
             self._reported = True
             warnings.warn(disagrees, RuntimeWarning, stacklevel=2)
@@ -191,15 +191,15 @@ def nan_report(voter: str, parameter: str, nans: int, coordinates: int) -> str:
     )
 
 
-def systematic_disagreement(voter: str, size: int, one_bit: bool, measured: int, mean: float) -> str | None:
+def systematic_disagreement(voter: str, size: int, abstain: bool, measured: int, mean: float) -> str | None:
     """What to tell the user if a rank agrees with the vote less than random votes would, else None.
 
     Args:
-        voter, size, one_bit: as in `Monitor`.
+        voter, size, abstain: as in `Monitor`.
         measured: in how many steps its agreement was measured.
         mean: `mean_agreement`.
     """
-    chance = chance_agreement(size, one_bit)
+    chance = chance_agreement(size, abstain)
     # Of two nobody can tell which is wrong.
     if size <= 2 or measured < PATIENCE or not mean < chance - MARGIN:
         return None
@@ -210,7 +210,7 @@ def systematic_disagreement(voter: str, size: int, one_bit: bool, measured: int,
     )
 
 
-def chance_agreement(size: int, one_bit: bool = False) -> float:
+def chance_agreement(size: int, abstain: bool = True) -> float:
     """How often a rank agrees with the vote of `size` ranks, its own included, if all vote at random.
 
     With S the sum of M random signs, of the coordinates where S is not 0 it agrees on
@@ -218,11 +218,11 @@ def chance_agreement(size: int, one_bit: bool = False) -> float:
         1/2 + E|S| / (2 M P(S != 0))
 
     where E|S| / M is the chance that the others tie or nearly tie: 1 for M = 1 and 2, 3/4 for M = 3, and nearer to 1/2
-    the more ranks there are. Ties do not count; with `one_bit` they are +1, with which half of the votes agree.
+    the more ranks there are. Ties do not count; without `abstain` they are +1, with which half of the votes agree.
     """
 
     def binomial(n: int, k: int) -> float:  # C(n, k) / 2^n without overflow
         return math.exp(math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) - n * math.log(2))
 
-    decided = 1.0 if size % 2 or one_bit else 1 - binomial(size, size // 2)
+    decided = 1.0 if size % 2 or not abstain else 1 - binomial(size, size // 2)
     return 0.5 + binomial(size - 1, (size - 1) // 2) / (2 * decided)

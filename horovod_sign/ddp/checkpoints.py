@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from horovod_sign.carriers.process_group import device_of
-from horovod_sign.momenta import ALL_RANKS, of_rank
+from horovod_sign.states import ALL_RANKS, of_rank
 from horovod_sign.tensors.ballots import state_of
 
 

@@ -8,9 +8,9 @@ import torch.distributed as dist
 from horovod_sign import rules
 from horovod_sign.algebra import counts_bits
 from horovod_sign.ddp import checkpoints
-from horovod_sign.ddp.agreement import agree, group_of
 from horovod_sign.ddp.buckets import GradientBucket
 from horovod_sign.ddp.courier import Courier
+from horovod_sign.ddp.handshake import agree, group_of
 from horovod_sign.ddp.leftovers import Leftovers
 from horovod_sign.ddp.scaling import Scale
 from horovod_sign.statistics import Monitor, VoteStatistics
@@ -81,7 +81,7 @@ class VoteState:
         self.courier = Courier(self._group)
         self._reducer = Reducer(self.courier.collectives, transport, self.abstain, "bucket")
         self._voter = f"rank {self.courier.rank}"
-        self._monitor = Monitor(self._voter, self.courier.size, not self.abstain)
+        self._monitor = Monitor(self._voter, self.courier.size, abstain=self.abstain)
         self._buckets: dict[int, GradientBucket] = {}
         self._voted_on: set[torch.Tensor] = set()
         self._leftovers = Leftovers()

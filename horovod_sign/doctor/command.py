@@ -19,7 +19,7 @@ from horovod_sign.doctor.report import diagnosis, inventory
 from horovod_sign.launched import speaks
 from horovod_sign.voting.library import load_mpi
 
-PATIENCE = 60  # seconds for all ranks to answer
+TIME_LIMIT = 60  # seconds for all ranks to answer
 _ALIKE = ("horovod_sign", "python", "torch", "tensorflow", "keras", "horovod", "mpi")
 
 
@@ -32,7 +32,7 @@ def run(as_json: bool = False) -> int:
     ranks, why = _ranks(facts)
     outcome = None
     if ranks is not None:
-        with _given_up_after(PATIENCE, findings):
+        with _given_up_after(TIME_LIMIT, findings):
             outcome, findings = _ask(ranks, facts, findings)
     failed = any(each.level == ERROR for each in findings)
     if speaking and as_json:

@@ -48,7 +48,7 @@ class ByHorovod:
     def vote(self, x: np.ndarray, abstain: bool, transport: str) -> np.ndarray:
         """The vote of all ranks on x."""
         sign, nonzero, _, _ = algebra.pack_ballot(x, abstain)
-        protocol = PROTOCOLS[transport](Planes(sign, nonzero), self.rank, self.size, not abstain)
+        protocol = PROTOCOLS[transport](Planes(sign, nonzero), self.rank, self.size, abstain=abstain)
         name = f"horovod_sign.selftest.{transport}.{abstain}"
         decided = Vote(protocol, self, name).wait()  # type: ignore[arg-type]  # which neither polls nor idles
         return algebra.unpack_votes(decided.sign, decided.nonzero, x.size)

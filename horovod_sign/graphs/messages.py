@@ -42,13 +42,13 @@ def parse(buffer: tf.Tensor, chunk_lengths: list[int]) -> list[Planes]:
     return chunks
 
 
-def tally(ballots: list[Planes], one_bit: bool) -> Planes:
+def tally(ballots: list[Planes], *, abstain: bool) -> Planes:
     """As `voting.messages.tally`."""
     if len(ballots) > 1:
         signs, nonzeros = zip(*ballots, strict=True)
-        return Planes(*_majority(one_bit)(list(signs), list(nonzeros)))
+        return Planes(*_majority(abstain)(list(signs), list(nonzeros)))
     (ballot,) = ballots
-    if one_bit and ballot.nonzero is not None:
+    if not abstain and ballot.nonzero is not None:
         return Planes(tf.bitwise.bitwise_and(ballot.sign, ballot.nonzero))
     return ballot
 
@@ -64,9 +64,9 @@ def encode_fields(ballot: Planes, bits: int) -> tf.Tensor:
     return _encode_fields(bits)(ballot.sign, ballot.nonzero)
 
 
-def decode_fields(words: tf.Tensor, bits: int, one_bit: bool) -> Planes:
+def decode_fields(words: tf.Tensor, bits: int, *, abstain: bool) -> Planes:
     """As `voting.messages.decode_fields`."""
-    return Planes(*_decode_fields(bits, one_bit)(words))
+    return Planes(*_decode_fields(bits, abstain)(words))
 
 
 @functools.lru_cache(maxsize=256)
@@ -87,7 +87,7 @@ def _has_clear_bit(plane):
 
 
 @functools.lru_cache(maxsize=256)
-def _majority(one_bit):
+def _majority(abstain):
     """Compiled: (sign, nonzero or None) of the sign planes and the nonzero planes of M ballots."""
 
     def majority(signs, nonzeros):
@@ -105,7 +105,7 @@ def _majority(one_bit):
                 total = tf.bitwise.bitwise_xor(counter[k], carry)
                 counter[k], carry = total, tf.bitwise.bitwise_and(counter[k], carry)
         below, equal = _compare(counter, len(signs))
-        return below, None if one_bit else tf.bitwise.invert(equal)
+        return below, tf.bitwise.invert(equal) if abstain else None
 
     return Compiled(majority)
 
@@ -141,7 +141,7 @@ def _encode_fields(bits):
 
 
 @functools.lru_cache(maxsize=256)
-def _decode_fields(bits, one_bit):
+def _decode_fields(bits, abstain):
     integer = tf.uint16 if bits == 16 else tf.uint8
 
     def decode(words):
@@ -153,6 +153,6 @@ def _decode_fields(bits, one_bit):
             shifts = np.arange(0, 8, bits, dtype=np.uint8)
             fields = tf.bitwise.bitwise_and(tf.bitwise.right_shift(packed[:, None], shifts), np.uint8(2**bits - 1))
         minus = bit.gather_bits(tf.cast(fields < voters, tf.uint8))
-        return minus, None if one_bit else bit.gather_bits(tf.cast(fields != voters, tf.uint8))
+        return minus, bit.gather_bits(tf.cast(fields != voters, tf.uint8)) if abstain else None
 
     return Compiled(decode)

@@ -47,7 +47,7 @@ class Reports:
 
         tf.numpy_function(tell, [nans], [])
 
-    def tell_disagreement(self, measured: tf.Tensor, mean: tf.Tensor, size: int, one_bit: bool) -> None:
+    def tell_disagreement(self, measured: tf.Tensor, mean: tf.Tensor, size: int, abstain: bool) -> None:
         """Looks, after a step, whether this rank agrees with the vote less than random votes would.
 
         Args: as of `statistics.systematic_disagreement`.
@@ -56,11 +56,11 @@ class Reports:
             return
 
         def tell(measured: np.ndarray, mean: np.ndarray) -> None:
-            text = systematic_disagreement(self.voter, size, one_bit, int(measured), float(mean))
+            text = systematic_disagreement(self.voter, size, abstain, int(measured), float(mean))
             if text is not None:
                 self._warn("disagrees", text)
 
-        suspicious = (measured >= PATIENCE) & (mean < chance_agreement(size, one_bit) - MARGIN)
+        suspicious = (measured >= PATIENCE) & (mean < chance_agreement(size, abstain) - MARGIN)
         call_if(suspicious, lambda: tf.numpy_function(tell, [measured, mean], []))
 
     def _warn(self, what: str, text: str) -> None:

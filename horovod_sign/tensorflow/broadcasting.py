@@ -13,7 +13,7 @@ from horovod_sign.graphs.refused import refuse_sessions, refuse_xla
 from horovod_sign.graphs.variables import variable
 from horovod_sign.options import require_horovod
 from horovod_sign.tensorflow.repeated import at_each_run
-from horovod_sign.voting.agreement import disagreement, encode_record
+from horovod_sign.voting.records import disagreement, encode_record
 
 # Bytes per message. MPI counts in 32-bit integers, so Horovod aborts the job above 2 GiB; and pieces bound the copies.
 PIECE = 2**28
@@ -36,7 +36,7 @@ def broadcast_variables(
         inplace: Horovod's. Has no effect.
 
     Raises:
-        ValueError: Horovod is not initialized, or the ranks' variables differ (in a `tf.function`
+        ValueError: Horovod is not initialised, or the ranks' variables differ (in a `tf.function`
             tf.errors.InvalidArgumentError, when it runs). On all ranks.
     """
     require_horovod(hvd)

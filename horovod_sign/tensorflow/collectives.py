@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from horovod_sign.tensorflow import farewell
 from horovod_sign.tensorflow.repeated import at_each_run
-from horovod_sign.voting.collectives import Allgather, Alltoall, AtOnce, Average, Request, Within
+from horovod_sign.voting.collectives import Allgather, Alltoall, AtOnce, Average, IntraNode, Request
 from horovod_sign.voting.nodes import Nodes
 
 
@@ -64,19 +64,19 @@ class NodeCollectives(GraphCollectives):
     """Those of nodes, for whose votes all have been asked who is there."""
 
     def __init__(self, nodes: Nodes):
-        super().__init__(nodes.first, nodes.number, nodes.count)
+        super().__init__(nodes.cross_set, nodes.number, nodes.count)
         self._nodes = nodes
 
-    def start(self, request: Request | Within, name: str) -> _Op:
+    def start(self, request: Request | IntraNode, name: str) -> _Op:
         # Ranks do not all have the same requests, so names are not numbered; a vote has one request of each kind.
         name = name.rpartition(".")[0]
-        if isinstance(request, Within):
+        if isinstance(request, IntraNode):
             return _Op(self._within(request.request, f"{name}.node{self.rank}"))
         return self._perform(request, f"{name}.{type(request).__name__}")
 
     def _within(self, request: Allgather | Average, name: str):
         """The result of a request among the ranks of this node."""
-        options = {"ignore_name_scope": True, "process_set": self._nodes.own}
+        options = {"ignore_name_scope": True, "process_set": self._nodes.local_set}
         if isinstance(request, Allgather):
             return hvd.allgather(at_each_run(request.buffer), name=f"{name}.share", **options)
         tensors = [at_each_run(tensor) for tensor in request.tensors]

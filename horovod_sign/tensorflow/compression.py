@@ -20,9 +20,9 @@ from horovod_sign.graphs.ballots import pack_by, packer, unpacker
 from horovod_sign.graphs.variables import underlying
 from horovod_sign.options import require_horovod
 from horovod_sign.statistics import VoteStatistics
-from horovod_sign.tensorflow.kept import Kept
 from horovod_sign.tensorflow.memory import OwnStates, flat
 from horovod_sign.tensorflow.repeated import at_each_run
+from horovod_sign.tensorflow.states import RankStates
 from horovod_sign.voting.messages import Planes
 
 _NO_MOMENTUM = (
@@ -184,15 +184,15 @@ class SignCompressor:
             raise ValueError(_AVERAGED)
         with tf.control_dependencies([tf.debugging.Assert(summed, [_AVERAGED])]):
             tensor = tf.identity(tensor)
-        decided = messages.decode_fields(tensor, ctx.bits, one_bit=not self._abstain)
+        decided = messages.decode_fields(tensor, ctx.bits, abstain=self._abstain)
         return unpacker(((ctx.shape, ctx.dtype),), self._abstain)(*decided)[0]
 
 
-def _kept(own: OwnStates | None, process_set: hvd.ProcessSet) -> Kept:
+def _kept(own: OwnStates | None, process_set: hvd.ProcessSet) -> RankStates:
     """The states of a rule; none if it keeps none."""
     if own is None:
-        return Kept([], [], None, process_set)
-    return Kept(flat(own.slots), [own.votes], own.votes.numpy, process_set)
+        return RankStates([], [], None, process_set)
+    return RankStates(flat(own.slots), [own.votes], own.votes.numpy, process_set)
 
 
 class _Context(NamedTuple):

@@ -165,7 +165,7 @@ class Election:
             for i, vote in zip(bucket.indices, bucket.votes(decided, self.abstain), strict=True):
                 votes[i] = vote
         counted.append(of_bytes(reducer.bytes_sent))
-        tell = functools.partial(self._reports.tell_disagreement, size=self.size, one_bit=not self.abstain)
+        tell = functools.partial(self._reports.tell_disagreement, size=self.size, abstain=self.abstain)
         self.counters.end_step(tf.add_n(counted), tell)
         return votes
 

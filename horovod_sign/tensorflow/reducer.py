@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from horovod_sign.graphs import messages
 from horovod_sign.graphs.packing import TensorBucket
-from horovod_sign.voting.collectives import Allgather, Alltoall, Request, Vote, Within
+from horovod_sign.voting.collectives import Allgather, Alltoall, IntraNode, Request, Vote
 from horovod_sign.voting.hierarchy import vote_of_nodes
 from horovod_sign.voting.messages import Planes
 from horovod_sign.voting.nodes import Nodes
@@ -18,7 +18,7 @@ class GraphReducer(Reducer):
 
     def _running(self, bucket: TensorBucket) -> Generator:
         rank, size = self._collectives.rank, self._collectives.size
-        return self._protocol_of(bucket)(bucket.collect(), rank, size, not self._abstain, messages)
+        return self._protocol_of(bucket)(bucket.collect(), rank, size, abstain=self._abstain, ops=messages)
 
     def _vote(self, bucket: TensorBucket, running: Generator) -> Vote:
         return Vote(running, self._collectives, f"{self.name}.{bucket.name}", _bytes_sent)
@@ -47,12 +47,12 @@ class NodeReducer(GraphReducer):
             return bucket.collect()
 
         protocol = self._protocol_of(bucket)
-        return vote_of_nodes(self._nodes, bucket.to_be_averaged, pack, protocol, not self._abstain, messages)
+        return vote_of_nodes(self._nodes, bucket.to_be_averaged, pack, protocol, self._abstain, messages)
 
 
-def _bytes_sent(request: Request | Within, size: int, rank: int):
+def _bytes_sent(request: Request | IntraNode, size: int, rank: int):
     """As `voting.collectives.bytes_sent`, for lengths that are known only when the step runs."""
-    if isinstance(request, Within):
+    if isinstance(request, IntraNode):
         return 0
     if isinstance(request, Alltoall):
         sent = tf.size(request.buffer) - request.lengths[rank]

@@ -75,7 +75,7 @@ def DistributedGradientTape(
 
     Raises:
         TypeError: an argument of Horovod's that a vote cannot have (op=Adasum and the like; groups; ...).
-        ValueError: Horovod not initialized, bad options; in `gradient`: the ranks' variables differ.
+        ValueError: Horovod not initialised, bad options; in `gradient`: the ranks' variables differ.
     """
     compression = without_horovods_default(compression, hvd.Compression)
     check_arguments("DistributedGradientTape", compression, process_set, unsupported)

@@ -13,7 +13,7 @@ import horovod.torch as hvd
 import torch
 
 from horovod_sign.tensors.planes import INTEGERS
-from horovod_sign.torch.agreement import agree
+from horovod_sign.torch.handshake import agree
 
 
 class _Kind(NamedTuple):

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import horovod.torch as hvd
 import torch
 
-from horovod_sign.momenta import ALL_RANKS, of_rank
+from horovod_sign.states import ALL_RANKS, of_rank
 
 _MOMENTUM = "momentum_buffer"  # which had its place in checkpoints before rules had other states
 

@@ -50,7 +50,7 @@ class SignCompressor:
             )
         words, bits = tensor.numpy(), counts_bits(hvd.size())
         check_summed(words, messages.encode_fields(ctx.ballot, bits) if words[-1] <= 1 else None)
-        decided = messages.decode_fields(words, bits, one_bit=not self._abstain)
+        decided = messages.decode_fields(words, bits, abstain=self._abstain)
         return planes.unpack(decided, ctx.shape, ctx.dtype, ctx.device)
 
     def _state_of(self, gradient: torch.Tensor) -> dict:

@@ -25,7 +25,7 @@ from horovod_sign.voting.collectives import Allgather, Alltoall, Request
 from horovod_sign.voting.library import mpi_beside, usable_mpi
 
 # Seconds to wait for other ranks before asking Horovod whether they have joined. It costs nothing until then.
-PATIENCE = 2.0
+ASKS_AFTER = 2.0
 _MANY = 32  # communicators, each of which takes MPI some 180 kB
 _ASKING = 1 << 62  # in a length: its sender has asked
 _JOINED = (
@@ -180,7 +180,7 @@ class DirectCollectives:
 
     def idle(self):
         waited = time.monotonic() - self._since
-        if waited > PATIENCE:
+        if waited > ASKS_AFTER:
             self._ask(self._lengths_told)
             if self._may_conclude(self._lengths_told):
                 self._conclude(self._lengths_told)

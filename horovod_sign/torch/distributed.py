@@ -10,7 +10,6 @@ from horovod_sign.keywords import without_horovods_default, wrong_compression
 from horovod_sign.options import bucket_bytes, check_voting, reachable
 from horovod_sign.rules import Rule, choose_rule, in_words
 from horovod_sign.tensors.planes import check_kernels
-from horovod_sign.torch.agreement import tell
 from horovod_sign.torch.arguments import (
     check_arguments,
     check_every,
@@ -20,6 +19,7 @@ from horovod_sign.torch.arguments import (
     trainable,
 )
 from horovod_sign.torch.compression import SignCompressor
+from horovod_sign.torch.handshake import tell
 from horovod_sign.torch.optimizers import SignOptimizer
 from horovod_sign.torch.votes import Options, Votes
 from horovod_sign.torch.wrapped import SignStep, VotesAsGradients

@@ -45,10 +45,10 @@ class TorchState(horovod.torch.elastic.TorchState):
 
     def sync(self) -> None:
         """As Horovod's, except that momenta stay with their ranks."""
-        kept = {name: _momenta(optimizer) for name, optimizer in self._named_optimizers().items()}
+        kept = {name: _copies(optimizer) for name, optimizer in self._named_optimizers().items()}
         super().sync()
         for name, optimizer in self._named_optimizers().items():
-            _share_momenta(optimizer, kept[name], f"horovod_sign.torch.elastic.{name}")
+            _share_states(optimizer, kept[name], f"horovod_sign.torch.elastic.{name}")
 
     def _named_optimizers(self) -> dict:
         values = {name: handler.value for name, handler in self._handlers.items()}
@@ -65,11 +65,11 @@ def _states(optimizer: Any) -> list[tuple[str, dict]]:
     return [(name, state) for name, state in held if name in state]
 
 
-def _momenta(optimizer: Any) -> list[torch.Tensor]:
+def _copies(optimizer: Any) -> list[torch.Tensor]:
     return [state[name].clone() for name, state in _states(optimizer)]
 
 
-def _share_momenta(optimizer: Any, kept: list[torch.Tensor], name: str) -> None:
+def _share_states(optimizer: Any, kept: list[torch.Tensor], name: str) -> None:
     """Gives each rank with a history its momenta back, and the mean of them to those without."""
     old = optimizer._votes.has_history
     number = int(hvd.allreduce(torch.tensor([int(old)], device="cpu"), name=f"{name}.number", op=hvd.Sum))

@@ -10,7 +10,7 @@ from horovod_sign.tensors.layout import check_memory
 from horovod_sign.torch.collectives import HorovodCollectives
 from horovod_sign.torch.pipeline import Pipeline
 from horovod_sign.voting import hierarchy
-from horovod_sign.voting.collectives import Allgather, Request, Within
+from horovod_sign.voting.collectives import Allgather, IntraNode, Request
 from horovod_sign.voting.nodes import Nodes
 from horovod_sign.voting.reducer import Everybody
 
@@ -19,7 +19,7 @@ _FULL_PRECISION = (torch.float32, torch.float64)
 
 
 class NodeCollectives:
-    """`voting.collectives.Collectives` of nodes: a request goes to the first ranks of all nodes, or stays `Within` one.
+    """`voting.collectives.Collectives` of nodes: a request goes to the first ranks of all nodes, or stays in one.
 
     Every handle is (the collectives that it is of, their handle).
     """
@@ -28,19 +28,19 @@ class NodeCollectives:
 
     def __init__(self, nodes: Nodes):
         self.rank, self.size = nodes.number, nodes.count
-        self._nodes = nodes
-        self._own = HorovodCollectives(nodes.own)
-        self._first = HorovodCollectives(nodes.first) if nodes.leads else None
+        self._local_set = nodes.local_set
+        self._own = HorovodCollectives(nodes.local_set)
+        self._first = HorovodCollectives(nodes.cross_set) if nodes.leads else None
 
-    def start(self, request: Request | Within, name: str):
+    def start(self, request: Request | IntraNode, name: str):
         # Ranks do not all have the same requests, so names are not numbered; a vote has one request of each kind.
         name = name.rpartition(".")[0]
-        if not isinstance(request, Within):
+        if not isinstance(request, IntraNode):
             return self._first, self._first.start(request, f"{name}.{type(request).__name__}")
         if isinstance(request.request, Allgather):
             return self._own, self._own.start(request.request, f"{name}.node{self.rank}.share")
         mean = hvd.grouped_allreduce_async_(
-            request.request.tensors, name=f"{name}.node{self.rank}.mean", op=hvd.Average, process_set=self._nodes.own
+            request.request.tensors, name=f"{name}.node{self.rank}.mean", op=hvd.Average, process_set=self._local_set
         )
         return None, mean
 
@@ -70,8 +70,8 @@ class NodePipeline(Pipeline):
         self._nodes = nodes
         super().__init__(*pipeline)
 
-    def _attend(self) -> "Attendance":
-        return Attendance(self.name, self.notice)
+    def _attend(self) -> "JoinCheck":
+        return JoinCheck(self.name, self.notice)
 
     def _launch(self, bucket: Bucket):
         pass
@@ -85,7 +85,7 @@ class NodePipeline(Pipeline):
         self._edits.note([slot for slot, g in gradients if g is not None and averaged_in_place(g)], final=False)
 
 
-class Attendance(Everybody):
+class JoinCheck(Everybody):
     """Whether all ranks take part in a step, for `hvd.join()`: ranks in it would be waited for ever by process sets.
 
     It is an allreduce of ones among all ranks, beside the votes; joined ranks contribute nothing to it.
@@ -124,7 +124,7 @@ def vote_of_nodes(nodes: Nodes, bucket: Bucket, protocol, abstain: bool) -> Gene
         return bucket.pack(abstain)
 
     return hierarchy.vote_of_nodes(
-        nodes, lambda: [_to_be_averaged(slot) for slot in slots], pack, protocol, one_bit=not abstain
+        nodes, lambda: [_to_be_averaged(slot) for slot in slots], pack, protocol, abstain=abstain
     )
 
 

@@ -11,8 +11,8 @@ import torch
 
 from horovod_sign.tensors.buckets import Slot, groups_of
 from horovod_sign.tensors.layout import Layout
-from horovod_sign.torch.agreement import describe
 from horovod_sign.torch.arguments import check_parameters, trainable
+from horovod_sign.torch.handshake import describe
 from horovod_sign.voting.handshake import Item
 
 

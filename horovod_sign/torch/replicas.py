@@ -17,7 +17,7 @@ from horovod_sign.voting.collectives import Vote
 # Bytes of parameters that are read for a comparison: a millisecond or two.
 CHECKED_BYTES = 2**22
 # Seconds for which the end of a step waits for what began with it: other ranks may be about to step another optimizer.
-PATIENCE = 0.5
+WAITS_AT_END = 0.5
 # How an optimizer computes, not what: these may differ.
 _NO_NUMBERS = ("foreach", "fused", "capturable", "differentiable")
 _REMEDIES = {

@@ -17,7 +17,7 @@ from horovod_sign.tensors.scalers import stepping_scaler
 from horovod_sign.voting import progress
 
 # Steps one after the other in which a rank overflows before it is told: a scale that began too high falls faster.
-PATIENCE = 32
+OVERFLOWS = 32
 _SWAPPED = (
     "scaler.step() was called on another GradScaler than the one that optimizer.synchronize() has unscaled by, the "
     "grad_scaler of hvs.DistributedOptimizer: make one GradScaler before the optimizer is wrapped and keep it (its "
@@ -113,9 +113,9 @@ class Scaling:
 
     def _count(self, overflow: bool):
         self._overflows = self._overflows + 1 if overflow else 0
-        if self._overflows == PATIENCE:
+        if self._overflows == OVERFLOWS:
             warnings.warn(
-                f"rank {hvd.rank()}: its scaled gradients were infinite or NaN in each of the last {PATIENCE} steps: "
+                f"rank {hvd.rank()}: its scaled gradients were infinite or NaN in each of the last {OVERFLOWS} steps: "
                 "it abstains from the votes, the others go on, and its scale falls; check its data and its model",
                 RuntimeWarning,
                 stacklevel=2,

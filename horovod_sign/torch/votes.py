@@ -15,12 +15,12 @@ from horovod.common.exceptions import HorovodInternalError
 from horovod_sign.options import in_elastic_job
 from horovod_sign.statistics import Monitor, VoteStatistics
 from horovod_sign.tensors.buckets import Bucket, make_buckets
-from horovod_sign.torch.agreement import agree
 from horovod_sign.torch.collectives import HorovodCollectives
+from horovod_sign.torch.handshake import agree
 from horovod_sign.torch.hierarchy import NodePipeline
 from horovod_sign.torch.membership import Membership
 from horovod_sign.torch.pipeline import Pipeline
-from horovod_sign.torch.replicas import PATIENCE, ReplicaCheck
+from horovod_sign.torch.replicas import WAITS_AT_END, ReplicaCheck
 from horovod_sign.torch.scaling import Overflow, Scaling
 from horovod_sign.torch.transports import carriers
 from horovod_sign.voting.handshake import Item, argument
@@ -98,7 +98,7 @@ class Votes:
         nodes = find_nodes(hvd) if options.hierarchical else None
         transport, collectives = carriers(voted_on, options, name, self._agreed, nodes)
         self._nodes = nodes
-        self.monitor = Monitor(self._voter(), collectives.size, not options.abstain)
+        self.monitor = Monitor(self._voter(), collectives.size, abstain=options.abstain)
         self.scaling = Scaling(options.grad_scaler, options.process_set, name)
         self.replicas = self._replica_check(name)
         pipeline = Pipeline if nodes is None else functools.partial(NodePipeline, nodes)
@@ -209,7 +209,7 @@ class Votes:
         if changed and self.pipeline.notice:
             self._renew_buckets()
         self.monitor.end(self.pipeline.bytes_sent)
-        self.replicas.conclude(PATIENCE)
+        self.replicas.conclude(WAITS_AT_END)
         self.has_history = True
 
     @contextmanager

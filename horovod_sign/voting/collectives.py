@@ -43,7 +43,7 @@ class Average(NamedTuple):
     tensors: list
 
 
-class Within(NamedTuple):
+class IntraNode(NamedTuple):
     """A request among the ranks of one node only, whose bytes cross no network."""
 
     request: Allgather | Average
@@ -88,9 +88,9 @@ class AtOnce:
         pass
 
 
-def bytes_sent(request: Request | Within, size: int, rank: int) -> int:
+def bytes_sent(request: Request | IntraNode, size: int, rank: int) -> int:
     """The payload that one rank sends over the network for a request, by the bandwidth-optimal (ring) algorithms."""
-    if isinstance(request, Within):
+    if isinstance(request, IntraNode):
         return 0
     if isinstance(request, Alltoall):
         return sum(request.lengths) - request.lengths[rank]
@@ -114,7 +114,7 @@ class Vote:
         protocol: Generator[Request, np.ndarray, Any],
         collectives: Collectives,
         name: str,
-        sent: Callable[[Request | Within, int, int], Any] = bytes_sent,
+        sent: Callable[[Request | IntraNode, int, int], Any] = bytes_sent,
     ) -> None:
         self.bytes_sent: Any = 0
         self._sent = sent

@@ -1,7 +1,7 @@
 """Do all ranks mean the same? Asked before a vote starts, so that a mistake is an error on all ranks, not a hang.
 
-What a rank brings is a list of items, each with a name and a value in words. While all is well the ranks exchange the
-records of `agreement` alone, 256 bytes; if items differ, all of them, to say which is the first, and who has what.
+What a rank brings is a list of items, each with a name and a value in words. While all is well the ranks exchange
+`records` alone, 256 bytes; if items differ, all of them, to say which is the first, and who has what.
 """
 
 import json
@@ -9,8 +9,8 @@ from collections.abc import Generator, Sequence
 
 import numpy as np
 
-from horovod_sign.voting.agreement import disagreement, encode_record, told
 from horovod_sign.voting.collectives import Allgather
+from horovod_sign.voting.records import disagreement, encode_record, told
 
 Item = tuple[str, str]
 NOTHING = "nothing more"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator
 from typing import Any
 
 from horovod_sign.voting import messages
-from horovod_sign.voting.collectives import Allgather, Average, Request, Within
+from horovod_sign.voting.collectives import Allgather, Average, IntraNode, Request
 from horovod_sign.voting.nodes import Nodes
 
 JOINED = (
@@ -22,9 +22,9 @@ def vote_of_nodes(
     gradients: Callable[[], list],
     pack: Callable[[list], messages.Planes],
     protocol: Callable[..., Generator[Any, Any, Any]],
-    one_bit: bool,
+    abstain: bool,
     ops: Any = messages,
-) -> Generator[Request | Within, Any, messages.Planes]:
+) -> Generator[Request | IntraNode, Any, messages.Planes]:
     """The protocol of one bucket: mean of gradients within nodes, vote among nodes, decision to all ranks of each.
 
         vote = sign(sum over nodes k of sign(v_k)),    v_k: of the mean over the ranks of node k of their gradients
@@ -34,14 +34,16 @@ def vote_of_nodes(
         gradients: what is averaged, the same list on all ranks of a node; not asked where a rank has its node alone.
         pack: the ballot of the node, given the means, or nothing where there are none.
         protocol: `voting.protocols.exchange` or `counts`, among nodes.
-        one_bit, ops: as in `protocol`.
+        abstain, ops: as in `protocol`.
     """
-    alone = nodes.own.size() == 1
+    alone = nodes.local_set.size() == 1
     tensors = [] if alone else gradients()
-    ballot = pack((yield Within(Average(tensors))) if tensors else [])
-    decided: Any = (yield from protocol(ballot, nodes.number, nodes.count, one_bit, ops)) if nodes.leads else None
+    ballot = pack((yield IntraNode(Average(tensors))) if tensors else [])
+    decided: Any = None
+    if nodes.leads:
+        decided = yield from protocol(ballot, nodes.number, nodes.count, abstain=abstain, ops=ops)
     if alone:
         return decided
     length = ballot.sign.shape[0]
     message = ops.split(decided, [(0, length)])[0] if nodes.leads else ballot.sign[:0]
-    return ops.parse((yield Within(Allgather(message))), [length])[0]
+    return ops.parse((yield IntraNode(Allgather(message))), [length])[0]

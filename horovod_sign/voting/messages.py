@@ -83,9 +83,9 @@ def join(chunks: list[Planes]) -> Planes:
     return Planes(sign, nonzero)
 
 
-def tally(ballots: list[Planes], one_bit: bool) -> Planes:
-    """The vote on one chunk by all its ballots; `one_bit`: ties are +1, and there is no second plane."""
-    return Planes(*algebra.tally([b.sign for b in ballots], [b.nonzero for b in ballots], one_bit))
+def tally(ballots: list[Planes], *, abstain: bool) -> Planes:
+    """The vote on one chunk by all its ballots; without `abstain` ties are +1, and there is no second plane."""
+    return Planes(*algebra.tally([b.sign for b in ballots], [b.nonzero for b in ballots], not abstain))
 
 
 def encode_fields(ballot: Planes, bits: int) -> np.ndarray:
@@ -96,7 +96,7 @@ def encode_fields(ballot: Planes, bits: int) -> np.ndarray:
     return words
 
 
-def decode_fields(words: np.ndarray, bits: int, one_bit: bool) -> Planes:
+def decode_fields(words: np.ndarray, bits: int, *, abstain: bool) -> Planes:
     """The decision in summed words; the last word is V, the number of voters."""
     n = 64 * (len(words) - 1) // bits
-    return Planes(*algebra.decode_counts(bits, words[:-1].view(np.uint8), int(words[-1]), n, one_bit))
+    return Planes(*algebra.decode_counts(bits, words[:-1].view(np.uint8), int(words[-1]), n, not abstain))

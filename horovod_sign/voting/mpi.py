@@ -71,7 +71,7 @@ def majority_vote(
     for start in range(0, vote.size, PIECE):
         piece = flat[start : start + PIECE]
         sign, nonzero, _, _ = algebra.pack_ballot(piece, abstain)
-        running = protocol(Planes(sign, nonzero), comm.rank, comm.size, not abstain)
+        running = protocol(Planes(sign, nonzero), comm.rank, comm.size, abstain=abstain)
         decided = Vote(running, collectives, "majority_vote").wait()
         vote[start : start + PIECE] = algebra.unpack_votes(decided.sign, decided.nonzero, piece.size)
     return vote.reshape(shape)

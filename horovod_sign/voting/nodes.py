@@ -41,15 +41,15 @@ class Nodes(NamedTuple):
     Attributes:
         number: this rank's node, counted from 0 by first ranks.
         count: how many there are.
-        own: the process set of the ranks of this node.
-        first: the process set of the first rank of each node.
+        local_set: the process set of the ranks of this node.
+        cross_set: the process set of the first rank of each node.
         leads: whether this rank is the first of its node, which votes for it.
     """
 
     number: int
     count: int  # type: ignore[assignment]  # in place of tuple's
-    own: Any
-    first: Any
+    local_set: Any
+    cross_set: Any
     leads: bool
 
 

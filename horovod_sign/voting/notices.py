@@ -51,10 +51,10 @@ class Notices:
         words[-1] += _COUNTED * self.found
         return words
 
-    def decode_fields(self, words: np.ndarray, bits: int, one_bit: bool) -> Planes:
+    def decode_fields(self, words: np.ndarray, bits: int, *, abstain: bool) -> Planes:
         self.found = bool(words[-1] >= _COUNTED)
         words[-1] %= _COUNTED
-        return messages.decode_fields(words, bits, one_bit)
+        return messages.decode_fields(words, bits, abstain=abstain)
 
     def _take_notices(self, buffer: np.ndarray, chunk_lengths: list[int]) -> None:
         at = 0

@@ -22,7 +22,7 @@ def check_transport(transport: Any) -> None:
 
 
 def exchange(
-    ballot: Any, rank: int, size: int, one_bit: bool, ops: Any = messages
+    ballot: Any, rank: int, size: int, *, abstain: bool, ops: Any = messages
 ) -> Generator[Request, Any, messages.Planes]:
     """Reduce-scatter and allgather, in bits: alltoall of ballots, each rank tallies its chunk, allgather of results.
 
@@ -32,21 +32,21 @@ def exchange(
     Args:
         ballot: this rank's planes.
         rank, size: this rank and how many vote.
-        one_bit: ties count as +1 (`abstain=False`), and no second plane is ever sent.
+        abstain: whether ties are 0; else they count as +1, and no second plane is ever sent.
         ops: the functions on arrays.
     """
     if size == 1:
-        return ops.tally([ballot], one_bit)
+        return ops.tally([ballot], abstain=abstain)
     bounds = messages.chunk_bounds(ballot.sign.shape[0], size)
     lengths = [stop - start for start, stop in bounds]
     ballots = ops.parse((yield Alltoall(*ops.split(ballot, bounds))), [lengths[rank]] * size)
-    decided = ops.tally(ballots, one_bit)
+    decided = ops.tally(ballots, abstain=abstain)
     results = yield Allgather(ops.split(decided, [(0, lengths[rank])])[0])
     return ops.join(ops.parse(results, lengths))
 
 
 def counts(
-    ballot: Any, rank: int, size: int, one_bit: bool, ops: Any = messages
+    ballot: Any, rank: int, size: int, *, abstain: bool, ops: Any = messages
 ) -> Generator[Request, Any, messages.Planes]:
     """Allreduce of bit-counts: sign + 1 (0, 1 or 2) of each coordinate in a field that can hold the sum over all ranks.
 
@@ -59,7 +59,7 @@ def counts(
     bits = counts_bits(size)
     words = ops.encode_fields(ballot, bits)
     summed = (yield Allreduce(words)) if size > 1 else words
-    return ops.decode_fields(summed, bits, one_bit)
+    return ops.decode_fields(summed, bits, abstain=abstain)
 
 
 PROTOCOLS = {"exchange": exchange, "counts": counts}

@@ -241,7 +241,7 @@ class Reducer:
         self._tell_of_error(bucket)
         ops = self._notices[bucket] = Notices(self.notice)
         rank, size = self._collectives.rank, self._collectives.size
-        return self._protocol_of(bucket)(ballot, rank, size, not self._abstain, ops)
+        return self._protocol_of(bucket)(ballot, rank, size, abstain=self._abstain, ops=ops)
 
     def _protocol_of(self, bucket: Bucket) -> Callable[..., Generator[Any, Any, Any]]:
         way, size = self._transport, self._collectives.size

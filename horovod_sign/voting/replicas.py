@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from horovod_sign.voting.agreement import told
 from horovod_sign.voting.collectives import Allreduce
+from horovod_sign.voting.records import told
 
 _PIECES = 4  # of 16 bits: the sums of their squares fit into int64 for up to 2**31 ranks
 _TEXT = 64  # bytes of what a rank has that others are shown

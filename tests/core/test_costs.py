@@ -20,14 +20,14 @@ def ballots(n, size, abstain=True, zeros=False):
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("n", LENGTHS)
 def test_one_bit_exchange(n, size):
-    sent = vote("exchange", ballots(n, size, abstain=False), one_bit=True).sent
+    sent = vote("exchange", ballots(n, size, abstain=False), abstain=False).sent
     assert costs.exchange_cost(n, size).bytes == sent[0] == max(sent)
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("n", LENGTHS)
 def test_counts(n, size):
-    sent = vote("counts", ballots(n, size), one_bit=False).sent
+    sent = vote("counts", ballots(n, size), abstain=True).sent
     assert [costs.counts_cost(n, size).bytes] * size == sent
 
 
@@ -35,7 +35,7 @@ def test_counts(n, size):
 @pytest.mark.parametrize("n", (64 * 120, 64 * 6000))
 def test_exchange_where_all_abstain(n, size):
     """Everybody's ballot and the vote have second planes everywhere: the most that an exchange sends."""
-    sent = vote("exchange", ballots(n, size, zeros=True), one_bit=False).sent
+    sent = vote("exchange", ballots(n, size, zeros=True), abstain=True).sent
     assert [costs.exchange_cost(n, size, (2, 2)).bytes] * size == sent
 
 
@@ -44,7 +44,7 @@ def test_exchange_where_all_abstain(n, size):
 def test_usual_planes(size, abstain):
     """Random gradients in chunks long enough that each has a tie if there can be any."""
     n = 64 * 6000
-    sent = vote("exchange", ballots(n, size, abstain), one_bit=not abstain).sent
+    sent = vote("exchange", ballots(n, size, abstain), abstain=abstain).sent
     assert [costs.exchange_cost(n, size, costs.usual_planes(size, abstain)).bytes] * size == sent
 
 
@@ -53,7 +53,7 @@ def test_messages():
     each = {Alltoall: 1, Allgather: 1, Allreduce: 2}
     for size in SIZES[1:]:
         for transport, cost in (("exchange", costs.exchange_cost), ("counts", costs.counts_cost)):
-            kinds = vote(transport, ballots(1000, size), one_bit=False).kinds
+            kinds = vote(transport, ballots(1000, size), abstain=True).kinds
             assert cost(1000, size).messages == (size - 1) * sum(each[kind] for kind in kinds)
 
 

@@ -31,7 +31,7 @@ class Failing:
 @pytest.mark.parametrize("protocol", ["exchange", "counts"])
 def test_the_error_of_a_failed_vote_stays(protocol):
     collectives = Failing()
-    vote = Vote(PROTOCOLS[protocol](Planes(np.zeros(8, np.uint8)), 0, 2, False), collectives, "vote")
+    vote = Vote(PROTOCOLS[protocol](Planes(np.zeros(8, np.uint8)), 0, 2, abstain=True), collectives, "vote")
     for ask in (vote.poll, vote.poll, vote.wait):
         with pytest.raises(RuntimeError, match="the other rank has joined"):
             ask()

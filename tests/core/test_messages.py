@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from horovod_sign.voting import agreement, messages
+from horovod_sign.voting import messages
 from horovod_sign.voting.messages import Planes
+from horovod_sign.voting.records import disagreement, encode_record
 
 
 def bits(*numbers):
@@ -65,21 +66,21 @@ def test_fields_end_with_the_voter():
     words = messages.encode_fields(Planes(np.zeros(8, np.uint8)), 4)
     assert words[-1] == 1 and len(words) == 8 * 4 // 8 + 1
     # One of two ranks has joined and brings zeros: one voter, for plus everywhere.
-    decided = messages.decode_fields(words, 4, one_bit=False)
+    decided = messages.decode_fields(words, 4, abstain=True)
     assert decided.sign.tolist() == [0] * 8 and decided.nonzero is None
 
 
 def test_records_agree_or_name_who_differs():
-    records = [agreement.encode_record(text) for text in ("a", "b", "a", "a")]
-    found = agreement.disagreement("the vote", np.stack(records))
+    records = [encode_record(text) for text in ("a", "b", "a", "a")]
+    found = disagreement("the vote", np.stack(records))
     assert isinstance(found, ValueError) and "ranks 0, 2, 3: a; rank 1: b" in str(found)
-    assert agreement.disagreement("the vote", np.stack([records[0]] * 3)) is None
+    assert disagreement("the vote", np.stack([records[0]] * 3)) is None
 
 
 def test_records_differ_beyond_what_they_show():
     """Texts longer than a record are told apart by the hash."""
-    records = [agreement.encode_record("x" * 1000 + end) for end in "ab"]
-    assert "differ" in str(agreement.disagreement("the vote", np.stack(records)))
+    records = [encode_record("x" * 1000 + end) for end in "ab"]
+    assert "differ" in str(disagreement("the vote", np.stack(records)))
 
 
 @pytest.mark.parametrize(
@@ -93,6 +94,6 @@ def test_records_differ_beyond_what_they_show():
     ids=str,
 )
 def test_records_carry_errors(error, kind, text):
-    records = [agreement.encode_record("a"), agreement.encode_record("", error)]
-    found = agreement.disagreement("the vote", np.stack(records))
+    records = [encode_record("a"), encode_record("", error)]
+    found = disagreement("the vote", np.stack(records))
     assert type(found) is kind and str(found).endswith(text)

@@ -40,7 +40,7 @@ def test_a_notice_of_any_rank_reaches_all_and_changes_no_vote(transport, size, a
     for givers in [set(), {0}, {size - 1}, set(range(size))]:
         ops = [Notices(rank in givers) for rank in range(size)]
         ballots = [Planes(*pack_ballot(x, abstain)[:2]) for x in inputs]
-        protocols = [PROTOCOLS[transport](ballots[r], r, size, not abstain, ops[r]) for r in range(size)]
+        protocols = [PROTOCOLS[transport](ballots[r], r, size, abstain=abstain, ops=ops[r]) for r in range(size)]
         if size == 1:
             with pytest.raises(StopIteration) as stop:
                 next(protocols[0])

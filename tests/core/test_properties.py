@@ -104,7 +104,7 @@ def test_tally_and_decision(everyone, abstain):
     np.testing.assert_array_equal(algebra.unpack_votes(sign, nonzero, everyone[0].size), expected)
     bits = algebra.counts_bits(len(everyone))
     words = sum(messages.encode_fields(b, bits) for b in ballots)
-    decided = messages.decode_fields(words, bits, one_bit=not abstain)
+    decided = messages.decode_fields(words, bits, abstain=abstain)
     np.testing.assert_array_equal(algebra.unpack_votes(*decided, everyone[0].size), expected)
 
 
@@ -133,10 +133,10 @@ def test_joined_ranks_abstain(everyone, joined, abstain):
     bits = algebra.counts_bits(len(everyone) + joined)
     ballots = [ballot(x, abstain) for x in everyone]
     words = sum(messages.encode_fields(b, bits) for b in ballots)
-    decided = messages.decode_fields(words, bits, one_bit=not abstain)
+    decided = messages.decode_fields(words, bits, abstain=abstain)
     np.testing.assert_array_equal(algebra.unpack_votes(*decided, everyone[0].size), oracle.vote(everyone, abstain))
 
 
 def vote_in_process(everyone, abstain, transport) -> list[messages.Planes]:
     """The decisions of all ranks."""
-    return vote(transport, [ballot(x, abstain) for x in everyone], not abstain).decisions
+    return vote(transport, [ballot(x, abstain) for x in everyone], abstain).decisions

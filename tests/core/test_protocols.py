@@ -27,7 +27,7 @@ def test_every_short_length(dtype, abstain, transport):
     for size in SIZES:
         for n in range(258):
             inputs = [gradients(rank, n, dtype) for rank in range(size)]
-            decisions = vote(transport, [ballot(x, abstain) for x in inputs], not abstain).decisions
+            decisions = vote(transport, [ballot(x, abstain) for x in inputs], abstain).decisions
             expected = oracle.vote(inputs, abstain)
             for sign, nonzero in decisions:
                 np.testing.assert_array_equal(algebra.unpack_votes(sign, nonzero, n), expected, f"{size=} {n=}")
@@ -37,7 +37,7 @@ def test_every_short_length(dtype, abstain, transport):
 def test_decided_planes_have_clean_padding(transport):
     """The bits after the last coordinate do not abstain and are plus: whoever counts bits relies on it."""
     for size in SIZES:
-        decisions = vote(transport, [ballot(np.zeros(70, np.float32))] * size, one_bit=False).decisions
+        decisions = vote(transport, [ballot(np.zeros(70, np.float32))] * size, abstain=True).decisions
         for sign, nonzero in decisions:
             assert np.unpackbits(sign, bitorder="little").sum() == 0
             assert np.unpackbits(nonzero, bitorder="little").tolist() == [0] * 70 + [1] * 58

@@ -42,7 +42,7 @@ def told(monitor: Monitor, shares) -> list[str]:
 
 
 def test_counts_of_several_votes_a_step_are_those_of_numpy():
-    monitor, total = Monitor("rank 0", 3, False), 0
+    monitor, total = Monitor("rank 0", 3, abstain=True), 0
     for number in range(1, 4):
         ballots = [oracle.gradients(number, n, np.float32) for n in (1, 64, 65, 500)]
         votes = [np.sign(np.nan_to_num(oracle.gradients(9 + number, len(x), np.float32))) for x in ballots]
@@ -69,7 +69,7 @@ def test_one_coordinate_of_one_rank_alone():
 
 
 def test_the_mean_agreement_runs_over_the_last_hundred_steps_or_so():
-    monitor = Monitor("rank 0", 2, False)
+    monitor = Monitor("rank 0", 2, abstain=True)
     shares = [0.5] * 40 + [1.0] * 60 + [0.0] * 500
     expected = math.nan
     for number, share in enumerate(shares, 1):
@@ -82,7 +82,7 @@ def test_the_mean_agreement_runs_over_the_last_hundred_steps_or_so():
 
 
 def test_steps_without_any_agreement_do_not_count():
-    monitor = Monitor("rank 0", 3, False)
+    monitor = Monitor("rank 0", 3, abstain=True)
     step(monitor, 1.0)
     monitor.begin()
     count(monitor, np.zeros(5), np.ones(5))
@@ -94,34 +94,34 @@ def test_steps_without_any_agreement_do_not_count():
 
 
 def test_who_disagrees_is_told_once_after_a_hundred_steps():
-    monitor = Monitor("rank 7", 5, False)
+    monitor = Monitor("rank 7", 5, abstain=True)
     assert told(monitor, [0.0] * (PATIENCE - 1)) == []
     (message,) = told(monitor, [0.0] * 300)
     assert message.startswith("rank 7 systematically disagrees with the others: in the last 100 steps it agreed")
     assert f"{chance_agreement(5):.1%} at 5 ranks" in message
-    assert told(Monitor("rank 0", 5, False), [chance_agreement(5) - MARGIN + 0.01] * 300) == []
-    assert len(told(Monitor("rank 0", 5, False), [chance_agreement(5) - MARGIN - 0.01] * 300)) == 1
+    assert told(Monitor("rank 0", 5, abstain=True), [chance_agreement(5) - MARGIN + 0.01] * 300) == []
+    assert len(told(Monitor("rank 0", 5, abstain=True), [chance_agreement(5) - MARGIN - 0.01] * 300)) == 1
 
 
 @pytest.mark.parametrize(("size", "reported"), [(1, False), (2, False), (3, True)])
 def test_of_two_nobody_can_tell_which_is_wrong(size, reported):
-    assert bool(told(Monitor("rank 0", size, False), [0.0] * 150)) == reported
+    assert bool(told(Monitor("rank 0", size, abstain=True), [0.0] * 150)) == reported
 
 
 def test_who_was_honest_for_long_is_reported_when_it_no_longer_is():
-    assert len(told(Monitor("rank 0", 3, False), [1.0] * 2000 + [0.0] * 200)) == 1
+    assert len(told(Monitor("rank 0", 3, abstain=True), [1.0] * 2000 + [0.0] * 200)) == 1
 
 
 def test_ties_that_are_plus_one_lower_what_chance_gives():
-    share = (chance_agreement(4) + chance_agreement(4, one_bit=True)) / 2 - MARGIN
-    assert chance_agreement(4, one_bit=True) + 0.05 < chance_agreement(4)
-    assert told(Monitor("rank 0", 4, True), [share] * 150) == []
-    assert len(told(Monitor("rank 0", 4, False), [share] * 150)) == 1
+    share = (chance_agreement(4) + chance_agreement(4, abstain=False)) / 2 - MARGIN
+    assert chance_agreement(4, abstain=False) + 0.05 < chance_agreement(4)
+    assert told(Monitor("rank 0", 4, abstain=False), [share] * 150) == []
+    assert len(told(Monitor("rank 0", 4, abstain=True), [share] * 150)) == 1
 
 
 def test_after_a_restart_it_counts_among_the_new_ranks():
     """As in an elastic job: the name and number of ranks of now, a mean that starts anew, steps that go on."""
-    monitor = Monitor("rank 3", 4, False)
+    monitor = Monitor("rank 3", 4, abstain=True)
     for _ in range(PATIENCE - 1):
         step(monitor, 0.0)
     monitor.restart("rank 1", 3)
@@ -132,15 +132,15 @@ def test_after_a_restart_it_counts_among_the_new_ranks():
     (message,) = told(monitor, [0.0] * 300)
     assert message.startswith("rank 1 ")
     assert f"{chance_agreement(3):.1%} at 3 ranks" in message
-    monitor = Monitor("rank 1", 3, False)
+    monitor = Monitor("rank 1", 3, abstain=True)
     monitor.restart("rank 1", 2)
     assert told(monitor, [0.0] * 150) == []
 
 
 def test_what_is_reported_hangs_on_a_hundred_measured_steps():
-    assert systematic_disagreement("rank 0", 3, False, 99, 0.0) is None
-    assert systematic_disagreement("rank 0", 3, False, 100, 0.0) is not None
-    assert systematic_disagreement("rank 0", 3, False, 100, math.nan) is None
+    assert systematic_disagreement("rank 0", 3, True, 99, 0.0) is None
+    assert systematic_disagreement("rank 0", 3, True, 100, 0.0) is not None
+    assert systematic_disagreement("rank 0", 3, True, 100, math.nan) is None
 
 
 def test_scalars_leave_out_what_is_not_a_number():
@@ -148,7 +148,7 @@ def test_scalars_leave_out_what_is_not_a_number():
         def add_scalar(self, tag, value, step):
             self[tag] = value, step
 
-    monitor, writer = Monitor("rank 0", 2, False), Writer()
+    monitor, writer = Monitor("rank 0", 2, abstain=True), Writer()
     monitor.latest.add_scalars(writer)
     assert set(writer) == {"votes/coordinates", "votes/nans", "votes/total_nans", "votes/abstained", "votes/ties"} | {
         "votes/bytes_sent",

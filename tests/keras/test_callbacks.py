@@ -9,7 +9,7 @@ from mpi4py import MPI
 from ranks import LAST, RANK, SIZE, process_sets
 
 import horovod_sign.tensorflow.keras as hvs
-from horovod_sign.tensorflow.keras.momenta import Momenta
+from horovod_sign.tensorflow.keras.states import OptimizerStates
 
 RANKS = (2,)  # two that differ
 
@@ -83,7 +83,7 @@ def test_all_start_as_the_root_does_but_for_their_momenta():
     optimizer.learning_rate = 0.25 * (1 + RANK)
     optimizer.iterations.assign(5 + RANK)
     root = MPI.COMM_WORLD.bcast(tasks.values(net), LAST)
-    own = [slot.numpy() for slot in Momenta(optimizer).slots]
+    own = [slot.numpy() for slot in OptimizerStates(optimizer).slots]
     callback = hvs.callbacks.BroadcastGlobalVariablesCallback(LAST)
     x, y = tasks.data(RANK)
     rates = []

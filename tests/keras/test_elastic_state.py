@@ -13,7 +13,7 @@ from ranks import LAST, RANK, SIZE
 import horovod_sign.tensorflow.keras as hvs
 from horovod_sign.tensorflow.elastic import horovods_failures
 from horovod_sign.tensorflow.keras import elastic
-from horovod_sign.tensorflow.keras.momenta import Momenta
+from horovod_sign.tensorflow.keras.states import OptimizerStates
 
 RANKS = (2,)  # each with momenta of its own; jobs whose ranks come and go: launch/test_elastic.py
 
@@ -24,7 +24,7 @@ KINDS = {
 
 
 def everything(net) -> list[np.ndarray]:
-    own = Momenta(net.optimizer)
+    own = OptimizerStates(net.optimizer)
     return [np.array(v) for v in (*net.weights, *net.optimizer.variables, *own.slots, *own.counters)]
 
 
@@ -52,19 +52,21 @@ def test_a_commit_has_each_rank_s_own_momenta(kind):
     committed = everything(net)
     go_on(net)
     state.epoch = 7
-    assert not any(np.array_equal(a, b) for a, b in zip(Momenta(net.optimizer).slots, committed[-3:], strict=False))
+    assert not any(
+        np.array_equal(a, b) for a, b in zip(OptimizerStates(net.optimizer).slots, committed[-3:], strict=False)
+    )
     state.restore()
     assert state.epoch == 1 and equal(everything(net), committed)
     # All have rank 0's weights and values, and their own momenta, which then are what a failure goes back to.
     for v in net.trainable_variables:
         v.assign(v + 1 + RANK)
     state.epoch += RANK
-    own = [slot.numpy() for slot in Momenta(net.optimizer).slots]
+    own = [slot.numpy() for slot in OptimizerStates(net.optimizer).slots]
     weights = MPI.COMM_WORLD.bcast(tasks.values(net))
     state.sync()
     synchronised = everything(net)
     assert state.epoch == 1 and equal(tasks.values(net), weights)
-    assert equal([slot.numpy() for slot in Momenta(net.optimizer).slots], own)
+    assert equal([slot.numpy() for slot in OptimizerStates(net.optimizer).slots], own)
     assert len(set(MPI.COMM_WORLD.allgather(own[0].tobytes()))) == SIZE
     go_on(net)
     state.restore()
@@ -81,13 +83,13 @@ def test_who_joins_gets_the_mean_and_the_others_keep_their_own(kind):
 
     net, state = begin()
     go_on(net)
-    mine = [slot.numpy() for slot in Momenta(net.optimizer).slots]
+    mine = [slot.numpy() for slot in OptimizerStates(net.optimizer).slots]
     if RANK == LAST:  # a process of its own that has just begun
         net, state = begin()
     everyone = MPI.COMM_WORLD.allgather(mine)
     state.reset()
     state.sync()
-    for i, slot in enumerate(Momenta(net.optimizer).slots):
+    for i, slot in enumerate(OptimizerStates(net.optimizer).slots):
         if RANK == LAST:
             np.testing.assert_allclose(slot, np.mean([m[i] for m in everyone[:LAST]], axis=0), rtol=1e-5, atol=1e-8)
         else:

@@ -13,7 +13,7 @@ from ranks import RANK, SIZE, process_sets
 from tf_rules import TwoMomenta
 
 import horovod_sign.tensorflow.keras as hvs
-from horovod_sign.tensorflow.keras.momenta import Momenta
+from horovod_sign.tensorflow.keras.states import OptimizerStates
 
 RANKS = (2,)  # with momenta of their own, which have a mean
 
@@ -46,7 +46,7 @@ def go_on(net, callbacks=()):
 
 
 def momenta(net) -> list[np.ndarray]:
-    return [slot.numpy().copy() for slot in Momenta(net.optimizer).slots]
+    return [slot.numpy().copy() for slot in OptimizerStates(net.optimizer).slots]
 
 
 def equal(left, right) -> bool:
@@ -103,7 +103,7 @@ def test_a_file_of_the_first_version_loads(kind):
     filled = np.float32(1 - 0.75**3)
     np.testing.assert_array_equal(kernel, filled * np.array([[1], [[-0.5, 0.5][RANK] if SIZE == 2 else 0]], np.float32))
     np.testing.assert_array_equal(bias, [-filled])
-    counter = net.optimizer.iterations if kind == "Signum" else Momenta(net.optimizer).counters[0]
+    counter = net.optimizer.iterations if kind == "Signum" else OptimizerStates(net.optimizer).counters[0]
     assert counter.numpy() == 3
     assert tasks.values(net)[0].ravel().tolist() == [0.625 if kind == "Signum" else 0.46875, -2.0]
 
@@ -156,7 +156,7 @@ def test_a_rank_that_loads_alone_gives_its_momentum_to_the_others(kind, path):
     callback.set_model(resumed)
     callback.on_train_begin()
     assert_equal(momenta(resumed), MPI.COMM_WORLD.bcast(momenta(net)))
-    assert [int(counter) for counter in Momenta(resumed.optimizer).counters] == [3] * kind.startswith("Adam")
+    assert [int(counter) for counter in OptimizerStates(resumed.optimizer).counters] == [3] * kind.startswith("Adam")
     assert_equal([v.numpy() for v in resumed.weights], MPI.COMM_WORLD.bcast([v.numpy() for v in net.weights]))
     go_on(resumed)
     tasks.assert_replicas_identical(tasks.values(resumed))

@@ -12,7 +12,7 @@ from ranks import LAST, RANK, SIZE
 
 import horovod_sign.tensorflow.keras as hvs
 from horovod_sign.tensorflow import DistributedGradientTape
-from horovod_sign.tensorflow.keras.momenta import Momenta
+from horovod_sign.tensorflow.keras.states import OptimizerStates
 
 RANKS = (2,)  # a root that is not the first, and one that has what another has not; majorities: test_training.py
 
@@ -125,7 +125,7 @@ def test_state_of_optimizers_is_alike_too(kind, options):
     net = Subclassed()
     optimizer = optimizers[kind]()
     tasks.fit(net, optimizer, [hvs.callbacks.BroadcastGlobalVariablesCallback(0)], **options)
-    mine = {id(slot) for slot in Momenta(optimizer).slots}
+    mine = {id(slot) for slot in OptimizerStates(optimizer).slots}
     shared = [v.numpy() for v in [*net.weights, *optimizer.variables] if id(v.value) not in mine]
     tasks.assert_replicas_identical(shared)
     steps = BATCHES // 2 if "accumulation" in kind else BATCHES
@@ -149,7 +149,9 @@ def test_a_rank_that_has_loaded_what_others_have_yet_to_build(tmp_path):
     class Look(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
             if not found:
-                found.append(([w.numpy() for w in net.weights], [m.numpy() for m in Momenta(net.optimizer).slots]))
+                found.append(
+                    ([w.numpy() for w in net.weights], [m.numpy() for m in OptimizerStates(net.optimizer).slots])
+                )
 
     x, y = tasks.data(RANK)
     callbacks = [hvs.callbacks.BroadcastGlobalVariablesCallback(0), Look()]
@@ -161,7 +163,7 @@ def test_a_rank_that_has_loaded_what_others_have_yet_to_build(tmp_path):
 
 
 def momenta(net):
-    return [slot.numpy().copy() for slot in Momenta(net.optimizer).slots]
+    return [slot.numpy().copy() for slot in OptimizerStates(net.optimizer).slots]
 
 
 @pytest.mark.fault("unbuilt")
@@ -174,7 +176,7 @@ def test_saved_before_the_first_fit(tmp_path):
         x, y = tasks.data(RANK)
         callback = hvs.callbacks.BroadcastGlobalVariablesCallback(0)
         each.fit(x, y, batch_size=tasks.BATCH, shuffle=False, verbose=0, callbacks=[callback])
-        assert len(Momenta(each.optimizer).slots) == 2
+        assert len(OptimizerStates(each.optimizer).slots) == 2
         tasks.assert_replicas_identical(tasks.values(each))
     odd = keras.Sequential([*([keras.Input((4,))] if RANK == LAST else []), dense()])
     odd.compile(signum(), loss="mse")

@@ -16,7 +16,7 @@ import keras  # noqa: E402
 import numpy as np  # noqa: E402
 
 import horovod_sign.tensorflow.keras as hvs  # noqa: E402
-from horovod_sign.tensorflow.keras.momenta import Momenta  # noqa: E402
+from horovod_sign.tensorflow.keras.states import OptimizerStates  # noqa: E402
 
 folder, host = Path(sys.argv[1]), os.environ["HOROVOD_HOSTNAME"]
 late = (folder / "died").exists()
@@ -48,7 +48,7 @@ class Steps(keras.callbacks.Callback):
 @hvs.elastic.run
 def train(state):
     global just_joined
-    momentum = Momenta(model.optimizer).slots[0].numpy().ravel()
+    momentum = OptimizerStates(model.optimizer).slots[0].numpy().ravel()
     everyone = hvd.allgather(np.append(momentum, np.float32(just_joined))[None], name="momenta").numpy()
     just_joined = False
     if everyone[:, -1].any():  # a worker has just joined

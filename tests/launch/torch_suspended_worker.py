@@ -13,7 +13,7 @@ import horovod_sign.torch as hvs
 from horovod_sign.torch import direct
 
 (transport,) = sys.argv[1:]
-direct.PATIENCE = 0.3
+direct.ASKS_AFTER = 0.3
 hvd.init()
 nets = [tasks.model(seed) for seed in (1, 2)]
 optimizers = [

@@ -125,7 +125,7 @@ def test_traffic_is_one_bit_each_way(comm):
 
     n = 64 * 1000 * comm.size
     plane = np.full(n // 8, 0b10110100, np.uint8)
-    vote = Vote(exchange(Planes(plane), comm.rank, comm.size, False), mpi.MpiCollectives(comm), "traffic")
+    vote = Vote(exchange(Planes(plane), comm.rank, comm.size, abstain=True), mpi.MpiCollectives(comm), "traffic")
     np.testing.assert_array_equal(vote.wait().sign, plane)
     assert vote.wait().nonzero is None
     others = comm.size - 1

@@ -11,7 +11,7 @@ from ranks import RANK, SIZE
 
 from horovod_sign.tensorflow.keras import SignOptimizer
 from horovod_sign.tensorflow.keras.distributed import inner_optimizer, is_distributed
-from horovod_sign.tensorflow.keras.momenta import Momenta
+from horovod_sign.tensorflow.keras.states import OptimizerStates
 
 ROWS, BATCH, EPOCHS = 24, 8, 2
 
@@ -46,7 +46,7 @@ def momenta(optimizer) -> list:
     inner = inner_optimizer(optimizer)
     if isinstance(inner, SignOptimizer) and inner.built:
         return [slot for each in inner.states_of(inner._trainable_variables).slots for slot in each]
-    return Momenta(optimizer).slots if is_distributed(optimizer) else []
+    return OptimizerStates(optimizer).slots if is_distributed(optimizer) else []
 
 
 def assert_joined_ranks_abstain(step, x, of_all):

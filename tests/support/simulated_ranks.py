@@ -23,10 +23,10 @@ def ballot(x, abstain: bool = True) -> Planes:
     return Planes(*algebra.pack_ballot(x, abstain)[:2])
 
 
-def vote(transport: str, ballots: list[Planes], one_bit: bool) -> Simulated:
+def vote(transport: str, ballots: list[Planes], abstain: bool) -> Simulated:
     """Runs a vote of all ranks."""
     size = len(ballots)
-    running = [PROTOCOLS[transport](b, rank, size, one_bit) for rank, b in enumerate(ballots)]
+    running = [PROTOCOLS[transport](b, rank, size, abstain=abstain) for rank, b in enumerate(ballots)]
     sent, kinds, results, decisions = [0] * size, [], [None] * size, []
     while not decisions:
         requests = []

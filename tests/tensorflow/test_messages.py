@@ -46,8 +46,8 @@ def test_exchange_sends_numpy_s_bytes(voters, abstain):
     results = []
     for rank in range(voters):
         received = np.concatenate([messages[rank] for messages in sent])
-        mine = ours.tally(ours.parse(tf.constant(received), [widths[rank]] * voters), not abstain)
-        theirs = reference.tally(reference.parse(received, [widths[rank]] * voters), not abstain)
+        mine = ours.tally(ours.parse(tf.constant(received), [widths[rank]] * voters), abstain=abstain)
+        theirs = reference.tally(reference.parse(received, [widths[rank]] * voters), abstain=abstain)
         result = ours.split(mine, [(0, widths[rank])])[0]
         np.testing.assert_array_equal(result, reference.split(theirs, [(0, widths[rank])])[0])
         results.append(result.numpy())
@@ -66,8 +66,8 @@ def test_counts_send_numpy_s_words(voters, bits, abstain):
     for mine, theirs in pairs[:6]:
         np.testing.assert_array_equal(ours.encode_fields(mine, bits), reference.encode_fields(theirs, bits))
     words = sum(reference.encode_fields(theirs, bits) for _, theirs in pairs)
-    mine = ours.decode_fields(tf.constant(words), bits, not abstain)
-    theirs = reference.decode_fields(words, bits, not abstain)
+    mine = ours.decode_fields(tf.constant(words), bits, abstain=abstain)
+    theirs = reference.decode_fields(words, bits, abstain=abstain)
     np.testing.assert_array_equal(mine.sign, theirs.sign)
     if theirs.nonzero is not None:
         np.testing.assert_array_equal(mine.nonzero, theirs.nonzero)

@@ -13,7 +13,7 @@ from mpi4py import MPI
 from ranks import RANK, SIZE
 
 import horovod_sign.torch as hvs
-from horovod_sign.torch.hierarchy import Attendance
+from horovod_sign.torch.hierarchy import JoinCheck
 
 RANKS = (2,)  # one that differs from another
 
@@ -219,14 +219,14 @@ def test_all_parameters_are_taken_out_and_others_put_in():
 
 def be_late(monkeypatch):
     """Votes of nodes are decided long before it is known whether all ranks agree."""
-    plain, left = Attendance.check, [1000]
+    plain, left = JoinCheck.check, [1000]
 
     def check(attendance, wait=False):
         left[0] -= 1
         if wait or left[0] < 0:
             plain(attendance, wait)
 
-    monkeypatch.setattr(Attendance, "check", check)
+    monkeypatch.setattr(JoinCheck, "check", check)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)

@@ -10,7 +10,7 @@ import torch_tasks as tasks
 from ranks import LAST, RANK
 
 import horovod_sign.torch as hvs
-from horovod_sign.torch.scaling import PATIENCE
+from horovod_sign.torch.scaling import OVERFLOWS
 
 RANKS = (3,)  # two that outvote one
 
@@ -73,11 +73,11 @@ def test_a_rank_that_is_always_nan_is_outvoted(kind, abstain):
     start = tasks.values(net)
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        for step in range(PATIENCE + 3):
+        for step in range(OVERFLOWS + 3):
             plain_step(optimizer, net, scaler, step)
     told = [str(each.message) for each in warned if issubclass(each.category, RuntimeWarning)]
     assert len(told) == (RANK == LAST) and all(text.startswith(f"rank {LAST}: its scaled") for text in told), told
-    assert scaler.get_scale() == (2.0 ** (10 - PATIENCE - 3) if RANK == LAST else 2.0**10)
+    assert scaler.get_scale() == (2.0 ** (10 - OVERFLOWS - 3) if RANK == LAST else 2.0**10)
     assert any((left != right).any() for left, right in zip(start, tasks.values(net), strict=True))
     tasks.assert_replicas_identical(net)
 

@@ -111,5 +111,5 @@ def test_the_agreement_of_random_votes():
         simulated = (signs[:, 0] == vote)[vote != 0].mean()
         assert abs(chance_agreement(size) - simulated) < 0.02
         simulated = (signs[:, 0] == np.where(signs.sum(1) < 0, -1, 1)).mean()
-        assert abs(chance_agreement(size, one_bit=True) - simulated) < 0.02
+        assert abs(chance_agreement(size, abstain=False) - simulated) < 0.02
     assert 0.5 < chance_agreement(100_000) < 0.51

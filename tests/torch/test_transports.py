@@ -80,7 +80,7 @@ def test_all_take_the_engine_if_one_rank_must(monkeypatch):
 @needs_two
 def test_a_late_rank_is_waited_for(monkeypatch):
     """The others ask whether it has joined; it answers, and then they go on."""
-    monkeypatch.setattr(direct, "PATIENCE", 0.2)
+    monkeypatch.setattr(direct, "ASKS_AFTER", 0.2)
     net = tasks.model()
     optimizer = wrap(net)
     asked = []
@@ -95,7 +95,7 @@ def test_a_late_rank_is_waited_for(monkeypatch):
 @pytest.mark.fault("join-exchange")
 @needs_two
 def test_joined_ranks_are_one_clear_sentence(monkeypatch):
-    monkeypatch.setattr(direct, "PATIENCE", 0.2)
+    monkeypatch.setattr(direct, "ASKS_AFTER", 0.2)
     net = tasks.model()
     optimizer = wrap(net)
     assert goes_direct(optimizer)

@@ -101,7 +101,7 @@ def DistributedOptimizer(
     Raises:
         TypeError: an argument of Horovod's that a vote cannot have (op=Adasum and the like; groups; ...); not a
             Keras 3 optimizer.
-        ValueError: Horovod not initialized; an optimizer that is already wrapped; bad options. In the first step, on
+        ValueError: Horovod not initialised; an optimizer that is already wrapped; bad options. In the first step, on
             all ranks: the ranks' variables differ.
     """
     if not isinstance(optimizer, keras.optimizers.Optimizer):
@@ -326,7 +326,7 @@ class _Step:
         """Drops the gradients that are summed for a vote that is yet to come."""
         self._sums = None
 
-    def momenta(self) -> tuple[list[tf.Variable], list[tf.Variable], Callable | None]:
+    def states(self) -> tuple[list[tf.Variable], list[tf.Variable], Callable | None]:
         """This rank's own states of the rule, the counters kept beside them, and what says how many votes they have
         seen."""
         if self._rule.takes_gradient:

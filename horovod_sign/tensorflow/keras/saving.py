@@ -21,10 +21,10 @@ import horovod.tensorflow as hvd
 import keras
 import numpy as np
 
-from horovod_sign.tensorflow.kept import Kept
 from horovod_sign.tensorflow.keras import models
 from horovod_sign.tensorflow.keras.distributed import DistributedOptimizer, is_distributed, step_of
-from horovod_sign.tensorflow.keras.momenta import Momenta
+from horovod_sign.tensorflow.keras.states import OptimizerStates
+from horovod_sign.tensorflow.states import RankStates
 
 # Beside Keras's own files in its archive. Keras does not mind.
 _ALL_RANKS = "horovod_sign_momenta.npz"
@@ -103,7 +103,7 @@ def load_model(
     DistributedOptimizer(model.optimizer, **options)
     gathered = _read(filepath)
     if gathered:
-        own = Momenta(model.optimizer)
+        own = OptimizerStates(model.optimizer)
         if len(own.slots) != sum(key.startswith("momentum") for key in gathered):
             raise ValueError(
                 f"{filepath} holds momenta that the loaded optimizer does not vote by: give load_model the compression="
@@ -141,7 +141,7 @@ def check_saving(model: keras.Model) -> None:
 
 def _gathered(optimizer: Any, process_set: Any, wanted: bool) -> dict[str, np.ndarray]:
     """The momenta of all ranks; none of an optimizer that is not built yet, which must be so on all ranks."""
-    own = Momenta(optimizer) if optimizer.built else Kept([], [], None, process_set)
+    own = OptimizerStates(optimizer) if optimizer.built else RankStates([], [], None, process_set)
     built = ("the optimizer", "built" if optimizer.built else "not built")
     return own.gather("save_model", [built], wanted=wanted)
 

@@ -13,7 +13,7 @@ import numpy as np
 from horovod_sign.tensorflow.broadcasting import broadcast_variables
 from horovod_sign.tensorflow.keras import models
 from horovod_sign.tensorflow.keras.distributed import is_distributed
-from horovod_sign.tensorflow.keras.momenta import Momenta, shared_variables
+from horovod_sign.tensorflow.keras.states import OptimizerStates, shared_variables
 
 _PARTED = (
     "the replicas have parted in a step, since {} does not vote and nothing else reduces the gradients: wrap it by "
@@ -110,13 +110,14 @@ def start_alike(
         broadcast_variables([*model.weights, *shared], root_rank, process_set)
     for name, each in optimizers.items():
         if is_distributed(each) and each.built:
-            Momenta(each).share(histories[name], process_set)
+            OptimizerStates(each).share(histories[name], process_set)
 
 
 def histories_of(optimizers: dict) -> dict[str, bool]:
     """Whether this rank's momenta of each optimizer have seen a vote."""
     return {
-        name: is_distributed(each) and each.built and Momenta(each).has_history for name, each in optimizers.items()
+        name: is_distributed(each) and each.built and OptimizerStates(each).has_history
+        for name, each in optimizers.items()
     }
 
 
@@ -126,6 +127,6 @@ def all_variables(model: Any, optimizers: dict) -> list:
     known = {id(v.value) for v in variables}
     for each in optimizers.values():
         if is_distributed(each) and each.built:
-            own = Momenta(each)
+            own = OptimizerStates(each)
             variables += [v for v in (*own.slots, *own.counters) if id(v) not in known]
     return variables

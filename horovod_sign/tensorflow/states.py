@@ -11,13 +11,13 @@ import horovod.tensorflow as hvd
 import numpy as np
 import tensorflow as tf
 
-from horovod_sign.momenta import of_rank
+from horovod_sign.states import of_rank
 from horovod_sign.tensorflow.broadcasting import parts_of
 from horovod_sign.tensorflow.handshake import agree
 from horovod_sign.voting.handshake import Item
 
 
-class Kept:
+class RankStates:
     """What a rank votes by, as variables.
 
     Args:

@@ -1,21 +1,21 @@
-"""The momenta that a distributed optimizer votes by: each rank's own, see `kept`."""
+"""The momenta that a distributed optimizer votes by: each rank's own, see `RankStates`."""
 
 from typing import Any
 
-from horovod_sign.tensorflow.kept import Kept
 from horovod_sign.tensorflow.keras.distributed import is_distributed, step_of
+from horovod_sign.tensorflow.states import RankStates
 
 
 def shared_variables(optimizer: Any) -> list:
     """An optimizer's variables that are the same on all ranks."""
     if not (is_distributed(optimizer) and optimizer.built):
         return list(optimizer.variables)
-    own = Momenta(optimizer)
+    own = OptimizerStates(optimizer)
     mine = {id(slot) for slot in own.slots}
     return [v for v in optimizer.variables if id(v.value) not in mine] + own.counters
 
 
-class Momenta(Kept):
+class OptimizerStates(RankStates):
     """This rank's momenta of a distributed optimizer, which must be built.
 
     Attributes:
@@ -26,4 +26,4 @@ class Momenta(Kept):
 
     def __init__(self, optimizer: Any) -> None:
         step = step_of(optimizer)
-        super().__init__(*step.momenta(), step.process_set)
+        super().__init__(*step.states(), step.process_set)
