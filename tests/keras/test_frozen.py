@@ -77,8 +77,9 @@ class Steps:
             np.testing.assert_array_equal(v.numpy(), expected)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("transport", ["exchange", "counts"])
+@pytest.mark.parametrize(
+    ("transport", "kind"), [*(("exchange", kind) for kind in KINDS), ("counts", "Signum"), ("counts", "loss scale")]
+)
 def test_another_list_of_variables(kind, transport):
     """Frozen, unfrozen, and in turn: each variable has its own momentum, and votes when it is trained."""
     make, options, beta = KINDS[kind]
