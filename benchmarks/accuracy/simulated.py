@@ -8,6 +8,7 @@
 """
 
 import contextlib
+import gc
 import tempfile
 
 import torch
@@ -109,6 +110,9 @@ def train(task: Task, method: str, lr: float, seed: int, every: int, stepped=lam
             if (step + 1) % every == 0 or step + 1 == task.steps:
                 curve.append([step + 1, task.accuracy(model)])
             stepped()
+        del workers
+        if "powersgd" in method:
+            gc.collect()  # DDP is in a cycle: had it the last reference, the group's end would wait, with Python's lock
     return model, curve
 
 
@@ -122,8 +126,8 @@ def powersgd_state(rank: int) -> powersgd.PowerSGDState:
 @contextlib.contextmanager
 def process_group():
     """A process group of this process alone."""
-    with tempfile.NamedTemporaryFile() as file:
-        dist.init_process_group("gloo", init_method=f"file://{file.name}", rank=0, world_size=1)
+    with tempfile.TemporaryDirectory() as folder:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
         try:
             yield
         finally:

@@ -1,7 +1,9 @@
 """All benchmarks that need ranks, one after the other in the same processes, on few coordinates: RESULTS_FILE"""
 
+import gc
 import json
 import sys
+import time
 from pathlib import Path
 
 from mpi4py import MPI
@@ -15,6 +17,7 @@ def time_to_accuracy(folder: Path):
     """Its four parts, on scikit-learn's digits."""
     import data  # where `benchmarks` finds it
 
+    gc.freeze()  # frameworks live on
     digits = data._digits()
     data.load = lambda *_: digits
     few = ["--hidden", "32", "--steps", "50", "--every", "25", "--out", str(folder)]
@@ -22,13 +25,21 @@ def time_to_accuracy(folder: Path):
     methods = ["--methods", "float16", "powersgd_1", "signum"]
     if MPI.COMM_WORLD.rank == 0:
         accuracy.main(["curves", *few, *methods, "--seeds", "2"])
-    MPI.COMM_WORLD.Barrier()
+    wait_asleep()
     accuracy.main(["seconds", *few, *methods, "--rounds", "1"])
     accuracy.main(["whole", *few, "--methods", "float16"])
     if MPI.COMM_WORLD.rank == 0:
         of_others(folder / "seconds.jsonl", "ranks", ms=1e6)
         of_others(folder / "curves.jsonl", "workers", lr=123, curve=[[1, 1.0], [50, 1.0]])
         accuracy.main(["report", *few])
+    wait_asleep()
+
+
+def wait_asleep():
+    """For all ranks, without taking the processor from those that work."""
+    there = MPI.COMM_WORLD.Ibarrier()
+    while not there.Test():
+        time.sleep(0.02)
 
 
 def of_others(path: Path, count: str, **found):
