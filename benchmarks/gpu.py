@@ -56,15 +56,15 @@ def _time_kernels(args, n: int, dtype: str, tile: int, warps: int):
 
     from benchmarks import resnet50
     from benchmarks.measuring import save
-    from horovod_sign.algebra import plane_bytes
-    from horovod_sign.tensors.devices.staging import Staging, Tensors
+    from horovod_sign.tensors.devices.staging import Staging
+    from horovod_sign.tensors.devices.triton_kernels import TritonKernels
+    from horovod_sign.tensors.words import Words
     from horovod_sign.voting.messages import Planes
 
     resnet = resnet50.sizes()
     lengths = [max(1, int(size * n / sum(resnet))) for size in resnet]
     n, device = sum(lengths), torch.device("cuda")
-    offsets = np.cumsum([0, *map(plane_bytes, lengths)]).tolist()
-    tensors = Tensors(tuple(lengths), tuple(offsets[:-1]), tuple(range(len(lengths))))
+    words, numbers = Words.of(lengths), list(range(len(lengths)))
     kind = getattr(torch, dtype)
     gradients = [torch.randn(k, device=device).to(kind) for k in lengths]
     parameters = [torch.randn(k, device=device).to(kind) for k in lengths]
@@ -72,22 +72,25 @@ def _time_kernels(args, n: int, dtype: str, tile: int, warps: int):
     width, bits = gradients[0].element_size(), n / 8
     source = torch.randn(n, device=device)
     target = torch.empty_like(source)
-    staging = Staging(device, offsets[-1], lengths)
-    planes = np.random.default_rng(0).integers(0, 256, (2, offsets[-1]), dtype=np.uint8)
-    decided, scalars = staging.receive(Planes(planes[0] & planes[1], planes[1]), [1e-3, 0.1])
+    planes = np.random.default_rng(0).integers(0, 256, (2, words.plane_bytes), dtype=np.uint8)
+    staging = Staging(device, words, Planes(*np.zeros_like(planes)), TritonKernels())
+    decided, (step,) = staging.receive(Planes(planes[0] & planes[1], planes[1]), [(1e-3, 0.1)])
 
     def pack(momenta=None, one_bit=False):
         staging._packed = [None]  # the planes of a step that goes on: no new counts are begun
-        staging.pack(dtype, tensors, gradients, momenta, (0.9, 0.99), False, one_bit)
+        if momenta is None:
+            staging.pack(dtype, numbers, gradients, one_bit)
+        else:
+            staging.interpolate_pack(dtype, numbers, gradients, momenta, (0.9, 0.99), False, one_bit)
 
-    staging.pack(dtype, tensors, gradients, None, None, False, False)
+    staging.pack(dtype, numbers, gradients, False)
     cases = {
         "copy": (lambda: target.copy_(source), 8 * n),
         "pack": (pack, width * n + 2 * bits),
         "pack, one bit": (lambda: pack(one_bit=True), width * n + bits),
         "momentum and pack": (lambda: pack(momenta), (width + 8) * n + 2 * bits),
         "update": (
-            lambda: staging.apply(dtype, tensors, parameters, decided, scalars, True),
+            lambda: staging.apply(dtype, numbers, parameters, decided, step),
             2 * width * n + 2 * bits,
         ),
     }

@@ -47,10 +47,10 @@ typedef struct HsKernels {
   // With g widened or narrowed to float32, and m a float32 state that is updated in place:
   //   finite g:      v = beta_vote m + (1 - beta_vote) g;   m <- beta_state m + (1 - beta_state) g
   //   infinite, NaN: v = g;                                 m unchanged
-  // then packs v, or g itself (with g's own bits) when vote_gradient is not 0.
+  // then packs v, or g itself (with g's own bits) when warm is not 0.
   // coefficients = {beta_vote, 1 - beta_vote, beta_state, 1 - beta_state}.
   void (*interpolate_pack)(int threads, int dtype, int mode, int64_t k, const void* const* g, void* const* m,
-                           const int64_t* n, const int64_t* off, const float* coefficients, int vote_gradient,
+                           const int64_t* n, const int64_t* off, const float* coefficients, int warm,
                            uint8_t* sign, uint8_t* nonzero, int64_t* counts);
 
   // Majority of m ballots (1 <= m < 2^30) over nbytes bytes of plane, any number, at any alignment. With P and N the

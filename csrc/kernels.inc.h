@@ -393,14 +393,14 @@ void interpolate_segment(const uint8_t* g, uint8_t* m, int64_t n, const float* c
 
 template <class T, int kMode>
 void interpolate_segments(int threads, int64_t k, const void* const* g, void* const* m, const int64_t* n,
-                          const int64_t* off, const float* c, int vote_gradient, uint8_t* sign, uint8_t* nonzero,
+                          const int64_t* off, const float* c, int warm, uint8_t* sign, uint8_t* nonzero,
                           int64_t* counts) {
   if (kMode == HS_ABSTAIN) counts[0] = counts[1] = 0;
   for_segments(threads, k, n, kBlock * (T::kSize + 4), [&](int64_t i, int64_t from, int64_t count) {
     Ballot<kMode> ballot = ballot_at<kMode>(sign, nonzero, off[i], from);
     const uint8_t* gradient = static_cast<const uint8_t*>(g[i]) + from * T::kSize;
     uint8_t* state = static_cast<uint8_t*>(m[i]) + from * 4;
-    if (vote_gradient)
+    if (warm)
       interpolate_segment<T, kMode, true>(gradient, state, count, c, ballot);
     else
       interpolate_segment<T, kMode, false>(gradient, state, count, c, ballot);
@@ -409,17 +409,17 @@ void interpolate_segments(int threads, int64_t k, const void* const* g, void* co
 }
 
 void interpolate_pack(int threads, int dtype, int mode, int64_t k, const void* const* g, void* const* m,
-                      const int64_t* n, const int64_t* off, const float* c, int vote_gradient, uint8_t* sign,
+                      const int64_t* n, const int64_t* off, const float* c, int warm, uint8_t* sign,
                       uint8_t* nonzero, int64_t* counts) {
   switch (mode) {
     case HS_SIGNBIT:
-      HS_FOR_DTYPE(dtype, (interpolate_segments<T, HS_SIGNBIT>(threads, k, g, m, n, off, c, vote_gradient, sign,
+      HS_FOR_DTYPE(dtype, (interpolate_segments<T, HS_SIGNBIT>(threads, k, g, m, n, off, c, warm, sign,
                                                           nonzero, counts)))
     case HS_ABSTAIN:
-      HS_FOR_DTYPE(dtype, (interpolate_segments<T, HS_ABSTAIN>(threads, k, g, m, n, off, c, vote_gradient, sign,
+      HS_FOR_DTYPE(dtype, (interpolate_segments<T, HS_ABSTAIN>(threads, k, g, m, n, off, c, warm, sign,
                                                           nonzero, counts)))
     case HS_ONEBIT:
-      HS_FOR_DTYPE(dtype, (interpolate_segments<T, HS_ONEBIT>(threads, k, g, m, n, off, c, vote_gradient, sign,
+      HS_FOR_DTYPE(dtype, (interpolate_segments<T, HS_ONEBIT>(threads, k, g, m, n, off, c, warm, sign,
                                                           nonzero, counts)))
   }
 }

@@ -256,7 +256,7 @@ class Kernels:
         beta_state: float,
         sign: Buffer,
         nonzero: Buffer = None,
-        vote_gradient: bool = False,
+        warm: bool = False,
     ) -> tuple[int, int]:
         """Updates float32 momenta (one buffer per segment) and packs the interpolation, or the gradients themselves.
 
@@ -279,7 +279,7 @@ class Kernels:
             segments._lengths,
             segments._offsets,
             ctypes.addressof(_coefficients(float(beta_vote), float(beta_state))),
-            bool(vote_gradient),
+            bool(warm),
             address(sign),
             address(nonzero),
             ctypes.addressof(counts),

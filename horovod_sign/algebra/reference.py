@@ -93,11 +93,11 @@ def interpolate(g: np.ndarray, m: np.ndarray, beta_vote: float, beta_state: floa
 
 
 def interpolate_pack(
-    g: np.ndarray, m: np.ndarray, beta_vote: float, beta_state: float, mode: int, vote_gradient: bool = False
+    g: np.ndarray, m: np.ndarray, beta_vote: float, beta_state: float, mode: int, warm: bool = False
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, int, int]:
     """(new m, then what `pack` returns) for the interpolation, or for g itself."""
     v, new = interpolate(g, m, beta_vote, beta_state)
-    return new, *pack(g if vote_gradient else v, mode)
+    return new, *pack(g if warm else v, mode)
 
 
 def tally(

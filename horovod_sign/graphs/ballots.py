@@ -17,31 +17,31 @@ def packer(abstain):
     return Compiled(lambda tensors: bit.to_planes([bit.ballots(x, abstain) for x in tensors], abstain))
 
 
-def pack_by(rule: Rule, abstain, gradients, states, on_gradient, hold):
+def pack_by(rule: Rule, abstain, gradients, states, warm, hold):
     """(new states, sign plane, nonzero plane or None) of what a worker votes on by a rule.
 
     Args:
         rule: not one that votes on gradients as they are.
         abstain: as everywhere.
         gradients, states: tensors, and for each a list of the states of its variable.
-        on_gradient, hold: as in `_advance`.
+        warm, hold: as in `_advance`.
     """
     if rule.betas is None:
-        new, voted = _advance_by_ballot(rule, gradients, states, on_gradient, hold)
+        new, voted = _advance_by_ballot(rule, gradients, states, warm, hold)
         return new, *packer(abstain)(voted)
     momenta = [m for (m,) in states]
-    new, sign, nonzero = momentum_packer(rule, abstain)(gradients, momenta, on_gradient, hold, _nothing())
+    new, sign, nonzero = interpolate_packer(rule, abstain)(gradients, momenta, warm, hold, _nothing())
     return [[m] for m in new], sign, nonzero
 
 
-def signs_by(rule: Rule, gradients, states, on_gradient):
+def signs_by(rule: Rule, gradients, states, warm):
     """(new states, signs as by `signs`) of what a worker votes on by a rule; otherwise as `pack_by`."""
     hold = tf.constant(False)
     if rule.betas is None:
-        new, voted = _advance_by_ballot(rule, gradients, states, on_gradient, hold)
+        new, voted = _advance_by_ballot(rule, gradients, states, warm, hold)
         return new, signs(voted)
     momenta = [m for (m,) in states]
-    new, votes = momentum_signs(rule)(gradients, momenta, on_gradient, hold, _nothing())
+    new, votes = momentum_signs(rule)(gradients, momenta, warm, hold, _nothing())
     return [[m] for m in new], votes
 
 
@@ -65,12 +65,12 @@ def own_ballot(rule: Rule, gradient, states, hold) -> tuple[list, tf.Tensor]:
     return new, tf.where(finite, voted, tf.cast(exact, voted.dtype))
 
 
-def _advance_by_ballot(rule, gradients, states, on_gradient, hold) -> tuple[list, list]:
+def _advance_by_ballot(rule, gradients, states, warm, hold) -> tuple[list, list]:
     advanced = [own_ballot(rule, g, of, hold) for g, of in zip(gradients, states, strict=True)]
     new, voted = [each for each, _ in advanced], [each for _, each in advanced]
     if rule.warmup_steps:  # as signs, since their dtypes may differ
         both = zip(signs(gradients), signs(voted), strict=True)
-        voted = [tf.where(on_gradient, tf.cast(g, tf.float32), tf.cast(v, tf.float32)) for g, v in both]
+        voted = [tf.where(warm, tf.cast(g, tf.float32), tf.cast(v, tf.float32)) for g, v in both]
     return new, voted
 
 
@@ -83,7 +83,7 @@ def _nothing():
 
 
 @functools.lru_cache(maxsize=256)
-def momentum_packer(rule: Rule, abstain):
+def interpolate_packer(rule: Rule, abstain):
     """Compiled: (new momenta, sign plane, nonzero plane or None) of gradients, momenta, and the rest of `_advance`."""
 
     def pack(gradients, momenta, *when):
@@ -116,11 +116,11 @@ def all_finite(tensors):
     return tf.reduce_all(tf.stack([tf.reduce_all(bit.is_finite(x)) for x in tensors]))
 
 
-def _advance(rule, abstain, gradients, momenta, on_gradient, hold, nothing):
+def _advance(rule, abstain, gradients, momenta, warm, hold, nothing):
     """(new momenta, ballots on what the worker votes on) by `rules`.
 
     Args:
-        on_gradient: scalar bool: votes are on the gradients (the rule's warm-up).
+        warm: scalar bool: votes are on the gradients (the rule's warm-up).
         hold: scalar bool: momenta stay as they are.
         nothing: the integer 0, which the compiler must not know: see `_rounded`.
     """
@@ -131,7 +131,7 @@ def _advance(rule, abstain, gradients, momenta, on_gradient, hold, nothing):
         state = _interpolate(rule.beta_state, m, g, nothing)
         view = state if rule.beta_vote == rule.beta_state else _interpolate(rule.beta_vote, m, g, nothing)
         on_view = bit.ballots(tf.where(finite, view, g), abstain)
-        ballots.append(tf.where(on_gradient, bit.ballots(gradient, abstain), on_view))
+        ballots.append(tf.where(warm, bit.ballots(gradient, abstain), on_view))
         new.append(tf.where(finite & ~hold, state, m))
     return new, ballots
 

@@ -33,11 +33,11 @@ class States(NamedTuple):
 
     Attributes:
         slots: for each voted variable, the float32 variables that are its states.
-        on_gradient: scalar bool: whether this step's votes are on the gradient (the rule's warm-up).
+        warm: scalar bool: whether this step's votes are on the gradient (the rule's warm-up).
     """
 
     slots: list[list[tf.Variable]]
-    on_gradient: tf.Tensor | bool = False
+    warm: tf.Tensor | bool = False
 
 
 class TensorBucket:
@@ -76,7 +76,7 @@ class TensorBucket:
         else:
             slots = [self._states.slots[i] for i in self.indices]
             old = [[slot.read_value() for slot in each] for each in slots]
-            when = tf.convert_to_tensor(self._states.on_gradient), hold
+            when = tf.convert_to_tensor(self._states.warm), hold
             new, sign, nonzero = pack_by(self._rule, abstain, self.gradients, old, *when)
             for slot, value in zip(itertools.chain(*slots), itertools.chain(*new), strict=True):
                 slot.assign(value)

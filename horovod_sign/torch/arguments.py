@@ -7,8 +7,9 @@ import torch
 
 from horovod_sign.keywords import check_keywords
 from horovod_sign.options import check_process_set
+from horovod_sign.tensors import kernels
 from horovod_sign.tensors.layout import has_memory, is_dense
-from horovod_sign.tensors.planes import check_votable, has_kernels
+from horovod_sign.tensors.planes import check_votable
 from horovod_sign.tensors.scalers import check_scaler
 
 
@@ -82,7 +83,7 @@ def check_parameter(name: str, p: torch.Tensor):
         raise TypeError(f"{name} has holes or overlaps in memory (strides {p.stride()}): make it contiguous")
     if not has_memory(p):
         raise TypeError(f"{name} has no memory for its {p.numel()} coordinates: its storage was freed or made smaller")
-    if has_kernels(p) and p.numel() and p.data_ptr() == 0:
+    if kernels.set_of(p.device.type) == "native" and p.numel() and p.data_ptr() == 0:
         raise TypeError(
             f"{name} is a {type(p).__name__}, which keeps its values elsewhere: votes are on plain tensors; wrap the "
             "optimizer of those that it is made of"

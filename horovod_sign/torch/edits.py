@@ -11,9 +11,10 @@ from collections.abc import Iterable
 
 import torch
 
-from horovod_sign.tensors.buckets import Slot
+from horovod_sign.tensors.host import native_kernels
 from horovod_sign.tensors.layout import has_memory
-from horovod_sign.tensors.planes import kernels, readable
+from horovod_sign.tensors.planes import readable
+from horovod_sign.tensors.slots import Slot
 
 
 class Watch:
@@ -72,4 +73,4 @@ def _fingerprint(gradient: torch.Tensor) -> int | None:
     if not has_memory(dense):
         return None
     values = readable(dense)
-    return kernels().read_loop(values.data_ptr(), values.numel() * values.element_size())
+    return native_kernels().read_loop(values.data_ptr(), values.numel() * values.element_size())

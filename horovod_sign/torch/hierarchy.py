@@ -5,8 +5,9 @@ from collections.abc import Generator
 import horovod.torch as hvd
 import torch
 
-from horovod_sign.tensors.buckets import Bucket, Slot
+from horovod_sign.tensors.buckets import Bucket
 from horovod_sign.tensors.layout import check_memory
+from horovod_sign.tensors.slots import Slot
 from horovod_sign.torch.collectives import HorovodCollectives
 from horovod_sign.torch.pipeline import Pipeline
 from horovod_sign.voting import hierarchy

@@ -9,8 +9,9 @@ from collections.abc import Iterable
 
 import torch
 
-from horovod_sign.tensors.buckets import Slot, groups_of
+from horovod_sign.tensors.buckets import groups_of
 from horovod_sign.tensors.layout import Layout
+from horovod_sign.tensors.slots import Slot
 from horovod_sign.torch.arguments import check_parameters, trainable
 from horovod_sign.torch.handshake import describe
 from horovod_sign.voting.handshake import Item

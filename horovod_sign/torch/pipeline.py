@@ -14,7 +14,8 @@ from collections.abc import Callable
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
-from horovod_sign.tensors.buckets import Bucket, Slot
+from horovod_sign.tensors.buckets import Bucket
+from horovod_sign.tensors.slots import Slot
 from horovod_sign.torch.edits import Watch
 from horovod_sign.voting import progress
 from horovod_sign.voting.collectives import Collectives

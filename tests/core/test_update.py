@@ -102,8 +102,8 @@ def test_apply_per_tensor(kernels):
 @each_set
 @each_dtype
 @pytest.mark.parametrize("mode", [native.SIGNBIT, native.ABSTAIN, native.ONEBIT])
-@pytest.mark.parametrize("vote_gradient", [False, True])
-def test_interpolate_pack(kernels, dtype, mode, vote_gradient):
+@pytest.mark.parametrize("warm", [False, True])
+def test_interpolate_pack(kernels, dtype, mode, warm):
     rng = np.random.default_rng(4)
     for n in LENGTHS:
         g, m = any_bits(rng, n, dtype), any_bits(rng, n, np.dtype(np.float32))
@@ -113,10 +113,8 @@ def test_interpolate_pack(kernels, dtype, mode, vote_gradient):
             gradient, momentum = off_by(g, n % 59)[0], off_by(m, n % 53)
             segments = native.Segments([(gradient, n)])
             sign, nonzero = (np.full(segments.plane_bytes, 0x3C, np.uint8) for _ in range(2))
-            counts = kernels.interpolate_pack(
-                dtype, mode, segments, [momentum[0]], *betas, sign, nonzero, vote_gradient
-            )
-            expected = reference.interpolate_pack(g, m, *betas, mode, vote_gradient)
+            counts = kernels.interpolate_pack(dtype, mode, segments, [momentum[0]], *betas, sign, nonzero, warm)
+            expected = reference.interpolate_pack(g, m, *betas, mode, warm)
             assert_same(momentum[0].copy().view(np.float32), expected[0])
             np.testing.assert_array_equal(sign, expected[1])
             if mode == native.ABSTAIN:

@@ -1,17 +1,14 @@
-"""Tensors of the CPU in the hands of the kernels that are for other devices."""
+"""Tensors of the CPU in the hands of kernels that are for other devices, or of another kind."""
 
 import pytest
+from reference_planes import ReferencePlanes
 
-from horovod_sign.tensors import buckets, devices, planes
-from horovod_sign.tensors.devices import staging
+from horovod_sign.tensors import kernels
 
 KERNEL_SETS = ["native", "triton", "operations"]
 
 
 def use_kernels(monkeypatch: pytest.MonkeyPatch, name: str):
-    """All tensors are handled by one set of kernels from now on: "native", or one of `devices`."""
-    for module in (buckets, planes):
-        monkeypatch.setattr(module, "has_kernels", lambda tensor: name == "native")
-    if name != "native":
-        kernels = devices.load(name)
-        monkeypatch.setattr(staging, "kernels_of", lambda device_type: kernels)
+    """All tensors are handled by one set of kernels from now on, or by "reference", which knows no bfloat16."""
+    monkeypatch.setitem(kernels._SETS, "reference", ReferencePlanes)
+    monkeypatch.setattr(kernels, "set_of", lambda device_type: name)

@@ -140,6 +140,6 @@ def test_sums_of_passes(dtype):
 def test_momenta_of_variables_in_any_order():
     """A tape's and a wrapper's momentum: the warm-up ends after so many votes, and each variable keeps its own."""
     own = OwnStates(rules.signum(0.75, warmup=True), [(1,), (2,), (3,)])
-    assert [bool(own.next([2, 0]).on_gradient) for _ in range(3)] == [True, True, False]
+    assert [bool(own.next([2, 0]).warm) for _ in range(3)] == [True, True, False]
     assert [slot.shape[0] for (slot,) in own.next([2, 0]).slots] == [3, 1] and int(own.votes) == 4
     assert all(slot.dtype == tf.float32 for (slot,) in own.slots)

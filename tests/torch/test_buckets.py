@@ -161,3 +161,25 @@ def test_all_parameters_of_a_group_warm_up_alike(kernels, monkeypatch):
             piece = messages.Planes(*(None if each is None else each[slot.words] for each in ballot))
             np.testing.assert_array_equal(votes_in(piece, 3), vote)
         assert [voter.states[p]["step"] for p in parameters] == [step + 1] * 2
+
+
+def test_all_kernels_train_a_bucket_alike(monkeypatch):
+    """Also a set that is added by a class and a line, as the page on architecture says: NumPy's."""
+    results = []
+    for name in (*KERNEL_SETS, "reference"):
+        use_kernels(monkeypatch, name)
+        parameters = parameters_of(70, 3, 64)
+        voter = OneRank([{"params": parameters, "lr": 0.5, "weight_decay": 0.25}], rules.signum(0.75))
+        bucket = Bucket("bucket", [(p, "p", 0) for p in parameters], voter)
+        result = []
+        with torch.no_grad():
+            for step in range(3):
+                for i, p in enumerate(parameters):
+                    p.grad = None if i == step else torch.tensor(oracle.gradients(step, len(p), np.float32))
+                bucket.take_step(bucket.pack(abstain=step < 2))
+                result += [np.array([bucket.zeros, bucket.nans]), *(p.detach().numpy().copy() for p in parameters)]
+            bucket.write_votes(bucket.ballot)
+        results.append([*result, *(p.grad.numpy() for p in parameters)])
+    for result in results[1:]:
+        for x, y in zip(results[0], result, strict=True):
+            np.testing.assert_array_equal(x, y)

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from horovod_sign.tensors import devices
 from horovod_sign.tensors.devices import staging
+from horovod_sign.tensors.devices.operations import Operations
+from horovod_sign.tensors.words import Words
 from horovod_sign.voting.messages import Planes
 
 LENGTHS = (70, 3, 64)
-OFFSETS = (0, 16, 24)
-TENSORS = staging.Tensors(LENGTHS, OFFSETS, (0, 1, 2))
+WORDS = Words.of(LENGTHS)
 POISON = 1e30
 
 
@@ -111,15 +111,15 @@ class Late:
         self.ask(lambda: OPERATIONS.apply(*arguments))
 
 
-OPERATIONS = devices.load("operations")
+OPERATIONS = Operations()
 
 
 def train(seed: int, monkeypatch, without: str = "") -> bool:
     """Some steps of a bucket; whether each ballot and each parameter is what it must be."""
     device, numbers = Late(random.Random(seed), without), np.random.default_rng(seed)
-    monkeypatch.setattr(staging, "kernels_of", lambda device_type: device)
     monkeypatch.setattr(staging, "queue_of", lambda of: device)
-    bucket = staging.Staging(torch.device("cpu"), 32, LENGTHS)
+    ballot = Planes(*np.zeros((2, WORDS.plane_bytes), np.uint8))
+    bucket = staging.Staging(torch.device("cpu"), WORDS, ballot, device)
     parameters, expected = [torch.zeros(n) for n in LENGTHS], [np.zeros(n) for n in LENGTHS]
     right = True
     for _ in range(3):
@@ -130,9 +130,9 @@ def train(seed: int, monkeypatch, without: str = "") -> bool:
             device.current = device.random.choice(["user", "other"])
             device.ask(lambda gradient=gradient, value=value: gradient.copy_(torch.from_numpy(value)))
             written_on.append(device.current)
-            bucket.arrived()
+            bucket.arrived(len(value))
             device.run_some()
-        bucket.pack("float32", TENSORS, gradients, None, None, False, False)
+        bucket.pack("float32", [0, 1, 2], gradients, False)
         bucket.send_to_host()
         for gradient, stream in zip(gradients, written_on, strict=True):  # freed, and in use again for something else
             device.ask(lambda gradient=gradient: gradient.fill_(POISON), stream)
@@ -142,13 +142,12 @@ def train(seed: int, monkeypatch, without: str = "") -> bool:
             continue
         while not bucket.packed:
             pass
-        sign, nonzero = np.zeros((2, 32), np.uint8)
-        bucket.fetch(sign, nonzero)
-        for offset, value in zip(OFFSETS, values, strict=True):
-            bits = np.unpackbits(sign[offset:], bitorder="little")[: len(value)]
+        bucket.fetch()
+        for offset, value in zip(WORDS.offsets, values, strict=True):
+            bits = np.unpackbits(ballot.sign[offset:], bitorder="little")[: len(value)]
             right &= bool((bits == (value < 0)).all())
-        decided, scalars = bucket.receive(Planes(sign), [0.5, 0.0])
-        bucket.apply("float32", TENSORS, parameters, decided, scalars, False)
+        decided, (step,) = bucket.receive(Planes(ballot.sign), [(0.5, 0.0)])
+        bucket.apply("float32", [0, 1, 2], parameters, decided, step)
         expected = [x - 0.5 * np.sign(value) for x, value in zip(expected, values, strict=True)]
     device.finish()
     return right and all(np.array_equal(p, x) for p, x in zip(parameters, expected, strict=True))

@@ -335,6 +335,6 @@ def test_kernels_that_do_not_run_are_told_to_all(monkeypatch):
 
     use_kernels(monkeypatch, "operations")
     if RANK == 1:
-        monkeypatch.setattr(planes, "_pack_there", broken)
+        monkeypatch.setattr(planes, "pack", broken)
     with pytest.raises((RuntimeError, ValueError), match=r"packed on cpu \(OSError: Failed to find C compiler"):
         Script(torch.device("cpu"))

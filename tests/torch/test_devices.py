@@ -11,17 +11,18 @@ from one_rank import OneRank
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from horovod_sign import rules
-from horovod_sign.algebra import native, plane_bytes
-from horovod_sign.tensors import devices, planes
+from horovod_sign.algebra import native
+from horovod_sign.tensors import kernels
 from horovod_sign.tensors.buckets import make_buckets
-from horovod_sign.tensors.devices import queues, staging, triton_kernels
+from horovod_sign.tensors.devices import queues, triton_kernels
+from horovod_sign.tensors.host import native_kernels
+from horovod_sign.tensors.words import Words
 from horovod_sign.torch.pipeline import Pipeline
 from horovod_sign.voting.messages import Planes
 
 LENGTHS = (0, 1, 63, 64, 65, 1000, 2048, 2049, 9001)  # about words of planes, and tiles of launches
-OFFSETS = tuple(np.cumsum([0, *map(plane_bytes, LENGTHS[:-1])]).tolist())
-PLANE_BYTES = OFFSETS[-1] + plane_bytes(LENGTHS[-1])
-TENSORS = staging.Tensors(LENGTHS, OFFSETS, tuple(range(len(LENGTHS))))
+WORDS = Words.of(LENGTHS)
+ALL = list(range(len(LENGTHS)))
 DEVICE = torch.device("cpu" if os.environ["TRITON_INTERPRET"] == "1" else "cuda")
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -62,36 +63,44 @@ def same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
     return torch.equal(left, right)
 
 
+@pytest.fixture
+def ballot() -> Planes:
+    """This rank's, on the host."""
+    return Planes(*np.full((2, WORDS.plane_bytes), 0x55, np.uint8))
+
+
 @pytest.fixture(params=["triton", "operations"])
-def on_device(request, monkeypatch):
+def on_device(request, monkeypatch, ballot):
     """The planes of a bucket in the hands of a set of kernels."""
-    kernels = devices.load(request.param)
-    monkeypatch.setattr(staging, "kernels_of", lambda device_type: kernels)
-    return staging.Staging(DEVICE, PLANE_BYTES, LENGTHS)
+    use_kernels(monkeypatch, request.param)
+    return kernels.planes_on(DEVICE, WORDS, ballot)
 
 
 @pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # NumPy, in Triton's interpreter
 @pytest.mark.parametrize("one_bit", [False, True])
 @pytest.mark.parametrize("betas", [None, (0.9, 0.99), "warm"], ids=str)
 @pytest.mark.parametrize("dtype", oracle.DTYPES, ids=str)
-def test_ballots_and_momenta(dtype, betas, one_bit, on_device):
+def test_ballots_and_momenta(dtype, betas, one_bit, on_device, ballot):
     gradients, mode = inputs(dtype), native.ONEBIT if one_bit else native.ABSTAIN
-    planes_of = [np.zeros(PLANE_BYTES, np.uint8) for _ in range(4)]
+    planes_of = [*np.zeros((2, WORDS.plane_bytes), np.uint8), *ballot]
     momenta = copies = None
     if betas is None:
-        counted = planes.kernels().pack(dtype.name, mode, segments(gradients), *planes_of[:2])
+        counted = native_kernels().pack(dtype.name, mode, segments(gradients), *planes_of[:2])
     else:
         warm, betas = betas == "warm", (0.75, 0.75) if betas == "warm" else betas
         momenta = [torch.from_numpy(oracle.gradients(i, n, np.float32, 1, edges=False)) for i, n in enumerate(LENGTHS)]
         copies = there(momenta)
         addresses = [m.data_ptr() for m in momenta]
-        counted = planes.kernels().interpolate_pack(
-            dtype.name, mode, segments(gradients), addresses, *betas, *planes_of[:2], vote_gradient=warm
+        counted = native_kernels().interpolate_pack(
+            dtype.name, mode, segments(gradients), addresses, *betas, *planes_of[:2], warm
         )
-    on_device.pack(dtype.name, TENSORS, there(gradients), copies, betas, momenta is not None and warm, one_bit)
+    if betas is None:
+        on_device.pack(dtype.name, ALL, there(gradients), one_bit)
+    else:
+        on_device.interpolate_pack(dtype.name, ALL, there(gradients), copies, betas, warm, one_bit)
     on_device.send_to_host()
     assert on_device.packed or DEVICE.type != "cpu"
-    assert on_device.fetch(*planes_of[2:]) == (counted if not one_bit else (0, 0))
+    assert on_device.fetch() == (counted if not one_bit else (0, 0))
     if not one_bit:
         np.testing.assert_array_equal(planes_of[3], planes_of[1])
         if betas is not None:  # a NaN of 16 bits may lose its sign when a GPU widens it, which nobody reads
@@ -107,49 +116,47 @@ def test_ballots_and_momenta(dtype, betas, one_bit, on_device):
 @pytest.mark.parametrize("dtype", oracle.DTYPES, ids=str)
 def test_votes_and_steps(dtype, ties, on_device):
     random = np.random.default_rng(5)
-    sign, nonzero = random.integers(0, 256, (2, PLANE_BYTES), dtype=np.uint8)
+    sign, nonzero = random.integers(0, 256, (2, WORDS.plane_bytes), dtype=np.uint8)
     decided = Planes(sign & nonzero, nonzero) if ties else Planes(sign)
     votes, outputs = inputs(dtype), there(inputs(dtype, 1))
-    planes.kernels().unpack(dtype.name, segments(votes), *decided)
+    native_kernels().unpack(dtype.name, segments(votes), *decided)
     received, _ = on_device.receive(decided)
-    on_device.unpack(dtype.name, TENSORS, outputs, received)
+    on_device.unpack(dtype.name, ALL, outputs, received)
     assert all(map(same_bits, votes, outputs))
     for lr, decay in ((0.1, 0.0), (0.013, 0.3)):
         parameters, copies = inputs(dtype), there(inputs(dtype))
-        planes.kernels().apply(dtype.name, segments(parameters), *decided, lr, decay)
-        received, scalars = on_device.receive(decided, [7.0, lr, decay])
-        on_device.apply(dtype.name, TENSORS, copies, received, scalars[1:], decay != 0)
+        native_kernels().apply(dtype.name, segments(parameters), *decided, lr, decay)
+        received, (_, step) = on_device.receive(decided, [(7.0, 0.0), (lr, decay)])
+        on_device.apply(dtype.name, ALL, copies, received, step)
         assert all(map(same_bits, parameters, copies))
 
 
 @pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
-def test_bfloat16_is_rounded_to_nearest_even(on_device):
+def test_bfloat16_is_rounded_to_nearest_even(on_device, ballot):
     """x - lr with x = 1 and lr = k / 512 ends half way between two numbers for each odd k: ties of both directions."""
-    lengths = (64,)
-    tensors, one = staging.Tensors(lengths, (0,), (0,)), staging.Staging(DEVICE, 8, lengths)
+    one = kernels.planes_on(DEVICE, Words.of([64]), ballot)
     for k in range(1, 64):
         x = torch.ones(64, dtype=torch.bfloat16, device=DEVICE)
-        received, scalars = one.receive(Planes(np.zeros(8, np.uint8)), [k / 512, 0.0])
-        one.apply("bfloat16", tensors, [x], received, scalars, False)
+        received, (step,) = one.receive(Planes(np.zeros(8, np.uint8)), [(k / 512, 0.0)])
+        one.apply("bfloat16", [0], [x], received, step)
         expected = torch.tensor(1 - k / 512, dtype=torch.float64).to(torch.bfloat16)
         assert (x.cpu() == expected).all(), k
 
 
-def test_what_was_not_packed_stays_as_it_is_on_the_host(on_device):
+def test_what_was_not_packed_stays_as_it_is_on_the_host(on_device, ballot):
     """Some tensors of a bucket are elsewhere, or have no gradient in this step."""
-    some = staging.Tensors(LENGTHS[5:7], OFFSETS[5:7], (5, 6))
     gradients = [torch.full((n,), -1.0, device=DEVICE) for n in LENGTHS[5:7]]
-    on_device.pack("float32", some, gradients, None, None, False, False)
+    on_device.pack("float32", [5, 6], gradients, False)
     on_device.send_to_host()
-    sign, nonzero = np.full((2, PLANE_BYTES), 0x55, np.uint8)
-    assert on_device.fetch(sign, nonzero) == (0, 0)
-    packed = slice(OFFSETS[5], OFFSETS[7])
+    assert on_device.fetch() == (0, 0)
+    sign, nonzero = ballot
+    packed = slice(WORDS.offsets[5], WORDS.offsets[7])
     assert (nonzero[packed] == 0xFF).all()
     for plane in (sign, nonzero):
         assert (np.delete(plane, np.arange(packed.start, packed.stop)) == 0x55).all()
     assert np.unpackbits(sign[packed]).sum() == sum(LENGTHS[5:7])
     sign[:] = 0x55
-    on_device.fetch(sign, nonzero)  # nothing is fetched twice
+    on_device.fetch()  # nothing is fetched twice
     assert (sign == 0x55).all()
 
 
@@ -166,12 +173,12 @@ def test_memory_that_cannot_be_pinned_is_said_once(monkeypatch):
 
 def test_kernels_are_chosen_by_name(monkeypatch):
     monkeypatch.setenv("HOROVOD_SIGN_TORCH_KERNELS", "operations")
-    assert devices.forced() == "operations"
+    assert kernels.forced() == "operations"
     monkeypatch.setenv("HOROVOD_SIGN_TORCH_KERNELS", "auto")
-    assert devices.forced() is None
+    assert kernels.forced() is None
     monkeypatch.setenv("HOROVOD_SIGN_TORCH_KERNELS", "trition")
     with pytest.raises(ValueError, match=r"'trition' names no kernels: take one of auto, triton, operations"):
-        devices.forced()
+        kernels.forced()
 
 
 class Counted(TorchDispatchMode):
@@ -241,23 +248,22 @@ def test_launches_of_a_step(kernels, tensors, most, momentum, monkeypatch):
 def test_counts_begin_anew(on_device):
     for values, counted in ((0.0, sum(LENGTHS)), (1.0, 0), (torch.nan, sum(LENGTHS))):
         gradients = [torch.full((n,), values, device=DEVICE) for n in LENGTHS]
-        on_device.pack("float32", TENSORS, gradients, None, None, False, False)
+        on_device.pack("float32", ALL, gradients, False)
         on_device.send_to_host()
-        found = on_device.fetch(*np.zeros((2, PLANE_BYTES), np.uint8))
+        found = on_device.fetch()
         assert found == ((0, counted) if np.isnan(values) else (counted, 0))
         on_device.forget()
 
 
-def test_gradients_that_have_moved_are_found(on_device):
+def test_gradients_that_have_moved_are_found(on_device, ballot):
     """As they do when they are freed after each step, or when a model moves."""
     kept = []
     for sign in (1.0, -1.0, 1.0):
         kept.append([torch.full((n,), sign, device=DEVICE) for n in LENGTHS])
-        on_device.pack("float32", TENSORS, kept[-1], None, None, False, False)
+        on_device.pack("float32", ALL, kept[-1], False)
         on_device.send_to_host()
-        plane, nonzero = np.zeros((2, PLANE_BYTES), np.uint8)
-        on_device.fetch(plane, nonzero)
-        assert np.unpackbits(plane).sum() == (sum(LENGTHS) if sign < 0 else 0)
+        on_device.fetch()
+        assert np.unpackbits(ballot.sign).sum() == (sum(LENGTHS) if sign < 0 else 0)
         on_device.forget()
 
 

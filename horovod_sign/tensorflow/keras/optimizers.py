@@ -121,8 +121,8 @@ class SignOptimizer(keras.optimizers.Optimizer):
     def _sign(self, gradient: Any, variable: Any) -> Any:
         if self.rule.takes_gradient:
             return signs([_dense(gradient)])[0]
-        (slots,), on_gradient = self.states_of([variable])
-        (new,), (vote,) = signs_by(self.rule, [_dense(gradient)], [[s.read_value() for s in slots]], on_gradient)
+        (slots,), warm = self.states_of([variable])
+        (new,), (vote,) = signs_by(self.rule, [_dense(gradient)], [[s.read_value() for s in slots]], warm)
         for slot, value in zip(slots, new, strict=True):
             slot.assign(value)
         return vote

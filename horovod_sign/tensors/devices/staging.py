@@ -14,9 +14,10 @@ import numpy as np
 import torch
 
 from horovod_sign.algebra import plane_bytes
-from horovod_sign.tensors.devices import Batch, kernels_of
+from horovod_sign.tensors.devices import Batch, Kernels, load
 from horovod_sign.tensors.devices.batches import tiles_of
 from horovod_sign.tensors.devices.queues import pinned, queue_of
+from horovod_sign.tensors.words import Words
 from horovod_sign.voting.messages import Planes
 
 
@@ -38,33 +39,33 @@ class DevicePlanes(NamedTuple):
         return [self.sign] if self.nonzero is None else [self.sign, self.nonzero]
 
 
-class Tensors(NamedTuple):
-    """Where the coordinates of some tensors are in a bucket.
+class DeviceStep(NamedTuple):
+    """A step, where kernels read it.
 
     Attributes:
-        lengths: how many each has.
-        offsets: where the words of each start in a plane, in bytes.
-        numbers: of the tensors in the bucket.
+        scalars: (lr, weight_decay), float64 on the device.
+        decays: whether weight_decay is not 0.
     """
 
-    lengths: tuple[int, ...]
-    offsets: tuple[int, ...]
-    numbers: tuple[int, ...]
+    scalars: torch.Tensor
+    decays: bool
 
 
 class Staging:
-    """One bucket's planes on one device.
+    """One bucket's planes on one device. See `tensors.kernels.BucketPlanes`.
 
     Args:
         device: the device.
-        plane_bytes: of the bucket.
-        lengths: coordinates of all tensors of the bucket, also of those that are elsewhere.
+        words: what is where in the planes, also of tensors that are elsewhere.
+        ballot: this rank's, on the host; both its planes.
+        kernels: what packs, unpacks and applies.
     """
 
-    def __init__(self, device: torch.device, plane_bytes: int, lengths: Sequence[int]):
-        self._device, self._plane_bytes = device, plane_bytes
-        self._firsts = np.cumsum([0, *map(tiles_of, lengths)]).tolist()
-        self._kernels, self._queue = kernels_of(device.type), queue_of(device)
+    def __init__(self, device: torch.device, words: Words, ballot: Planes, kernels: Kernels):
+        self._device, self._words, self._plane_bytes = device, words, words.plane_bytes
+        self._host_ballot = ballot
+        self._firsts = np.cumsum([0, *map(tiles_of, words.lengths)]).tolist()
+        self._kernels, self._queue = kernels, queue_of(device)
         self._batches: dict[tuple, Batch] = {}
         self._out: torch.Tensor | None = None
         self._host: torch.Tensor | None = None
@@ -73,37 +74,38 @@ class Staging:
         self.forget()
 
     def forget(self):
-        """Expects the gradients of a new step."""
+        """As in `BucketPlanes`."""
         self._sources: set = set()
-        self._packed: list[tuple[Tensors, bool]] = []
+        self._packed: list[tuple[list[int], bool]] = []
 
-    def arrived(self):
-        """A gradient has been asked for, on the current stream."""
+    def arrived(self, coordinates: int) -> int:
+        """As in `BucketPlanes`. All are packed in one launch, when the bucket is full."""
         self._sources.add(self._queue.source())
+        return 0
 
     @contextlib.contextmanager
     def working(self):
-        """Inside, what is asked for comes after the gradients that have arrived, and before `pack`."""
+        """As in `BucketPlanes`."""
         with self._queue.here():
             self._queue.join(self._sources)
             yield
 
-    def pack(self, dtype: str, tensors: Tensors, gradients, momenta, betas, warm: bool, one_bit: bool):
-        """Asks for the ballot of gradients of one dtype; momenta are updated, if there are any."""
-        with self._queue.here():
-            if not self._packed:
-                self._begin()
-            batch = self._batch(dtype, tensors)
-            self._packed.append((tensors, one_bit))
-            if not batch.tile_count:
-                return
-            if momenta is None:
+    def pack(self, dtype: str, numbers: Sequence[int], gradients, one_bit: bool):
+        """As in `BucketPlanes`."""
+        with self._packing(dtype, numbers, one_bit) as batch:
+            if batch.tile_count:
                 self._kernels.pack(batch, gradients, self._ballot(), one_bit)
-            else:
+
+    def interpolate_pack(
+        self, dtype: str, numbers: Sequence[int], gradients, momenta, betas, warm: bool, one_bit: bool
+    ):
+        """As in `BucketPlanes`."""
+        with self._packing(dtype, numbers, one_bit) as batch:
+            if batch.tile_count:
                 self._kernels.interpolate_pack(batch, gradients, momenta, betas, warm, self._ballot(), one_bit)
 
     def send_to_host(self):
-        """Asks for the copy of what was packed. Nothing is packed after it in this step."""
+        """As in `BucketPlanes`."""
         if not self._packed:
             return
         with self._queue.here():
@@ -115,55 +117,67 @@ class Staging:
 
     @property
     def packed(self) -> bool:
-        """Whether the bits are on the host. Does not wait."""
+        """As in `BucketPlanes`."""
         return not self._packed or self._queue.passed(self._copied)
 
-    def fetch(self, sign: np.ndarray, nonzero: np.ndarray) -> tuple[int, int]:
-        """Writes the words of what was packed into a ballot on the host; returns its (zeros, NaNs). May wait."""
+    def fetch(self) -> tuple[int, int]:
+        """As in `BucketPlanes`."""
         if not self._packed:
             return 0, 0
         if not self.packed:
             self._queue.wait(self._copied)
         host, n, zeros_nans = self._host.numpy(), self._plane_bytes, np.zeros(2, np.int64)
-        counts = host[2 * n :].view(np.int32).reshape(-1, 2)
-        for tensors, one_bit in self._packed:
-            for start, stop in _runs(tensors):
+        counts, (sign, nonzero) = host[2 * n :].view(np.int32).reshape(-1, 2), self._host_ballot
+        for numbers, one_bit in self._packed:
+            for start, stop in _runs(self._words, numbers):
                 sign[start:stop] = host[start:stop]
                 if not one_bit:
                     nonzero[start:stop] = host[n + start : n + stop]
             if not one_bit:
-                for i in tensors.numbers:
+                for i in numbers:
                     zeros_nans += counts[self._firsts[i] : self._firsts[i + 1]].sum(axis=0)
         self._packed = []
         return int(zeros_nans[0]), int(zeros_nans[1])
 
-    def receive(self, decided: Planes, scalars: Sequence[float] = ()) -> tuple[DevicePlanes, torch.Tensor]:
-        """A vote, and numbers, on the device: one copy, in the order of the current stream."""
+    def receive(self, decided: Planes, steps: Sequence[tuple[float, float]] = ()):
+        """As in `BucketPlanes`: one copy, in the order of the current stream."""
         parts = [
             np.ascontiguousarray(each).view(np.uint8) for each in (decided.sign, decided.nonzero) if each is not None
         ]
-        parts.append(np.array(scalars, np.float64).view(np.uint8))
+        parts.append(np.array(steps, np.float64).reshape(-1).view(np.uint8))
         host = pinned(sum(map(len, parts)), self._device)
         np.concatenate(parts, out=host.numpy())
         with self._queue.here():
             there, n = torch.empty(len(host), dtype=torch.uint8, device=self._device), self._plane_bytes
             self._queue.copy(there, host)
         nonzero = None if decided.nonzero is None else there[n : 2 * n]
-        return DevicePlanes(there[:n], nonzero), there[len(there) - len(parts[-1]) :].view(torch.float64)
+        scalars = there[len(there) - len(parts[-1]) :].view(torch.float64)
+        received = [DeviceStep(scalars[2 * i : 2 * i + 2], decay != 0) for i, (_, decay) in enumerate(steps)]
+        return DevicePlanes(there[:n], nonzero), received
 
-    def unpack(self, dtype: str, tensors: Tensors, outputs, decided: DevicePlanes):
-        """Asks for votes as numbers, in tensors of one dtype."""
-        batch = self._batch(dtype, tensors)
+    def unpack(self, dtype: str, numbers: Sequence[int], outputs, received: DevicePlanes):
+        """As in `BucketPlanes`."""
+        batch = self._batch(dtype, numbers)
         if batch.tile_count:
             with self._queue.here():
-                self._kernels.unpack(batch, outputs, decided)
+                self._kernels.unpack(batch, outputs, received)
 
-    def apply(self, dtype: str, tensors: Tensors, parameters, decided: DevicePlanes, scalars, decay: bool):
-        """Asks for the step of parameters of one dtype."""
-        batch = self._batch(dtype, tensors)
+    def apply(self, dtype: str, numbers: Sequence[int], parameters, received: DevicePlanes, step: DeviceStep):
+        """As in `BucketPlanes`."""
+        batch = self._batch(dtype, numbers)
         if batch.tile_count:
             with self._queue.here():
-                self._kernels.apply(batch, parameters, decided, scalars, decay)
+                self._kernels.apply(batch, parameters, received, *step)
+
+    @contextlib.contextmanager
+    def _packing(self, dtype: str, numbers: Sequence[int], one_bit: bool):
+        """Inside, these tensors are packed."""
+        with self._queue.here():
+            if not self._packed:
+                self._begin()
+            batch = self._batch(dtype, numbers)
+            self._packed.append((list(numbers), one_bit))
+            yield batch
 
     def _begin(self):
         """Before the first pack of a step."""
@@ -179,26 +193,38 @@ class Staging:
         n = self._plane_bytes
         return DevicePlanes(self._out[:n], self._out[n : 2 * n], self._out[2 * n :].view(torch.int32))
 
-    def _batch(self, dtype: str, tensors: Tensors) -> Batch:
-        key = dtype, tensors.numbers
+    def _batch(self, dtype: str, numbers: Sequence[int]) -> Batch:
+        key = dtype, tuple(numbers)
         if key not in self._batches:
             if len(self._batches) >= _KEPT:
                 self._batches.clear()
-            firsts = [self._firsts[i] for i in tensors.numbers]
-            self._batches[key] = Batch(dtype, self._device, tensors.lengths, tensors.offsets, firsts)
+            lengths, offsets, firsts = (
+                [of[i] for i in numbers] for of in (self._words.lengths, self._words.offsets, self._firsts)
+            )
+            self._batches[key] = Batch(dtype, self._device, lengths, offsets, firsts)
         return self._batches[key]
 
 
 _KEPT = 64  # batches of a bucket: which gradients there are changes from step to step in some models
 
 
-def _runs(tensors: Tensors) -> list[tuple[int, int]]:
+def _runs(words: Words, numbers: Sequence[int]) -> list[tuple[int, int]]:
     """The bytes [start, stop) of planes that tensors have, those that follow each other in one piece."""
     runs: list[tuple[int, int]] = []
-    for n, start in sorted(zip(tensors.lengths, tensors.offsets, strict=True), key=lambda each: each[1]):
-        stop = start + plane_bytes(n)
+    for i in sorted(numbers):
+        start = words.offsets[i]
+        stop = start + plane_bytes(words.lengths[i])
         if runs and runs[-1][1] == start:
             runs[-1] = runs[-1][0], stop
         else:
             runs.append((start, stop))
     return runs
+
+
+def staged(module: str, name: str):
+    """What makes `Staging` in the hands of the kernels of that name, in a module here that is imported when needed."""
+
+    def planes(device: torch.device, words: Words, ballot: Planes) -> Staging:
+        return Staging(device, words, ballot, load(module, name))
+
+    return planes
