@@ -66,7 +66,7 @@ class Voters:
             *self._rule.betas,
             sign,
             nonzero if self._abstain else None,
-            vote_gradient=self._steps <= self._rule.warmup_steps,
+            warm=self._steps <= self._rule.warmup_steps,
         )
         return sign, nonzero if zeros + nans else None
 
