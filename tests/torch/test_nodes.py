@@ -75,7 +75,7 @@ def test_nodes_are_ranks_that_share_memory(monkeypatch, horovod_alone):
         monkeypatch.setattr("horovod_sign.voting.nodes.mpi_beside", lambda hvd: None)
     found = find_nodes(hvd)
     assert (found.number, found.count, found.leads) == (0, 1, hvd.rank() == 0)
-    assert found.own is hvd.global_process_set
+    assert found.local_set is hvd.global_process_set
 
 
 def test_a_node_that_is_named_on_one_rank_alone_is_an_error_on_all(monkeypatch):
