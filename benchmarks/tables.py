@@ -60,8 +60,8 @@ class Steps:
         return "1" if method == "float32" else f"{self.adds('float32') / self.adds(method):.1f} x less"
 
     def communication(self, method: str) -> str:
-        """What share of a step of one bit is not there when a rank votes with nobody."""
-        return f"{1 - self.lines['one_bit_alone']['ms'] / self.lines[method]['ms']:.0%}".replace("%", " %")
+        """What share of a step of one bit is not there when a rank votes with nobody; 0 if noise is larger."""
+        return f"{max(0, 1 - self.lines['one_bit_alone']['ms'] / self.lines[method]['ms']):.0%}".replace("%", " %")
 
 
 def caption(lines: list[dict], file: str, command: str) -> str:
