@@ -7,6 +7,7 @@
 #                               without a compiler: 2 ranks vote under mpirun, and the report is read
 #   ci/packages.sh --only-try   what is in dist/ already; PYTHONS="python3.10 /opt/python3.13/bin/python3" names others
 #   MACHINES="x86_64 aarch64" ci/packages.sh          a wheel for each; what is not this machine is compiled, not run
+#                               (ci/emulate.sh runs the kernels' tests with the one for ARM)
 #
 # Needs Python 3.10 or newer with venv, and the network. The compiler is Zig's Clang, from PyPI, since it has the C
 # library's interface of any age and for any machine: one of this system would ask for the C library of this system.
@@ -50,8 +51,10 @@ build_wheel() { # MACHINE
         _PYTHON_HOST_PLATFORM=linux-$1 \
         tidily "$tools/bin/python" -m build --wheel --outdir "$work/raw" "$work/source"
     # Renamed by what auditwheel finds that it needs; nothing is added to it, since it needs the C library alone.
-    PATH=$tools/bin:$PATH tidily "$tools/bin/auditwheel" repair --only-plat --plat "manylinux_${glibc/./_}_$1" \
-        --wheel-dir "$work/new" "$work"/raw/*.whl
+    # It can for any machine, but its command line takes the names of this one alone, unless it is told that it is there.
+    PATH=$tools/bin:$PATH tidily "$tools/bin/python" -c "import platform; platform.machine = lambda: '$1'
+from auditwheel.main import main; raise SystemExit(main())" \
+        repair --only-plat --plat "manylinux_${glibc/./_}_$1" --wheel-dir "$work/new" "$work"/raw/*.whl
 }
 
 try() { # PYTHON
