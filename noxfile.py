@@ -18,6 +18,7 @@ SCRIPTS = {
         "ci/sanitize.sh",
         "The kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer.",
     ),
+    "emulate": ("ci/emulate.sh", "The kernels' tests on an emulated ARM machine, with its wheel from dist/."),
     "mutants": ("ci/mutants.sh", "Whether tests notice small mistakes: nox -s mutants -- torch/momenta."),
     "mpich": ("ci/mpich.sh", "majority_vote under MPICH."),
     "soak": ("ci/soak.sh", "A long training with random faults: nox -s soak -- 2000."),
