@@ -121,7 +121,7 @@ def hosts_table(records) -> str:
 
 def vote_table(records) -> str:
     """The vote alone, four hosts at 1 Gbit/s."""
-    lines = find(records["results.jsonl"] + records["large.jsonl"], kind="vote", ranks=HOSTS, rate="1gbit")
+    lines = find(records["results.jsonl"], kind="vote", ranks=HOSTS, rate="1gbit")
     sizes = sorted({line["coordinates"] for line in lines})
     rows = [["", *(f"{n / 1e6:g} million" for n in sizes)]]
     for method, name in NAMES.items():
@@ -266,7 +266,7 @@ def check(name: str) -> Callable:
 
     def said(records) -> str:
         lines = find(records["checks.jsonl"], check=name)
-        return "; ".join(f"{line['found']} ({origin([line])})." for line in lines) or "not run."
+        return f"{lines[-1]['found']} ({origin(lines[-1:])})." if lines else "not run."
 
     return said
 

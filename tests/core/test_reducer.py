@@ -48,7 +48,7 @@ class Packed:
         return self._patience < 0
 
     def launch(self, abstain: bool):
-        self.abstains = abstain
+        pass
 
     def collect(self) -> Planes:
         return Planes(np.arange(8, dtype=np.uint8))

@@ -98,7 +98,6 @@ def test_16_bit_and_strided_gradients_are_averaged_in_float32(node_of):
     np.testing.assert_array_equal(p.detach().float().numpy(), np.full((4, 6), -expected))
 
 
-@pytest.mark.skipif(SIZE < 3, reason="there is no process set of some ranks")
 def test_votes_of_some_ranks_are_refused():
     with process_sets(hvd, range(1, SIZE)) as (some,):
         if some.included():

@@ -201,7 +201,6 @@ def test_momenta_that_were_replaced(how, who, ways):
         assert training.momentum(training.p).dtype == torch.float32
 
 
-SMALLER = (2, 2, 3, 3)
 REFUSED = {
     "smaller": (lambda x: x[:2].clone(), r"had 72 coordinates.* now has 36"),
     "larger": (lambda x: torch.cat([x, x]), r"had 72 coordinates.* now has 144"),

@@ -8,16 +8,13 @@ import pytest
 import torch
 import torch_tasks as tasks
 from mpi4py import MPI
-from ranks import LAST, SIZE
+from ranks import LAST
 
 import horovod_sign.torch as hvs
 from horovod_sign.torch import direct, pipeline
 from horovod_sign.torch.direct import DirectCollectives
 
 RANKS = (2, 3)  # even, where votes tie; odd, with chunks of unequal length
-
-
-needs_two = pytest.mark.skipif(SIZE == 1, reason="one rank has no others")
 
 
 def wrap(net, **options):
@@ -48,7 +45,6 @@ def assert_equal_to_the_engine_s(values, net, steps=4):
         np.testing.assert_array_equal(left, right)
 
 
-@needs_two
 @pytest.mark.parametrize("abstain", [True, False])
 def test_small_models_go_past_the_engine_and_train_alike(abstain):
     nets = {transport: tasks.model() for transport in ("auto", "exchange", "counts")}
@@ -67,7 +63,6 @@ def test_large_models_take_the_engine():
     assert not goes_direct(hvs.DistributedOptimizer(hvs.SignSGD([p], 1.0)))
 
 
-@needs_two
 def test_all_take_the_engine_if_one_rank_must(monkeypatch):
     if hvd.rank() == LAST:
         monkeypatch.setattr(direct, "available", lambda process_set: False)
@@ -77,7 +72,6 @@ def test_all_take_the_engine_if_one_rank_must(monkeypatch):
     assert_equal_to_the_engine_s(train(optimizer, net), net)
 
 
-@needs_two
 def test_a_late_rank_is_waited_for(monkeypatch):
     """The others ask whether it has joined; it answers, and then they go on."""
     monkeypatch.setattr(direct, "ASKS_AFTER", 0.2)
@@ -93,7 +87,6 @@ def test_a_late_rank_is_waited_for(monkeypatch):
 
 
 @pytest.mark.fault("join-exchange")
-@needs_two
 def test_joined_ranks_are_one_clear_sentence(monkeypatch):
     monkeypatch.setattr(direct, "ASKS_AFTER", 0.2)
     net = tasks.model()
@@ -106,7 +99,6 @@ def test_joined_ranks_are_one_clear_sentence(monkeypatch):
 
 
 @pytest.mark.fault("two-models")
-@needs_two
 @pytest.mark.parametrize("transport", ["auto", "exchange", "counts"])
 def test_two_optimizers_stepped_in_an_order_that_differs_between_ranks(transport):
     """Both backward passes are done: whoever waits for one lets the votes of the other go on."""
