@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from horovod_sign.carriers.process_group import device_of
+from horovod_sign.ddp.handshake import agree
 from horovod_sign.states import ALL_RANKS, of_rank
 from horovod_sign.tensors.ballots import state_of
 
@@ -24,18 +25,25 @@ def own(state: Any, model: torch.nn.Module) -> dict:
 
 
 def gathered(state: Any, model: torch.nn.Module, root_rank: int) -> dict | None:
-    """The states of this rank, and the tensors among them of all ranks; None but on the root."""
+    """The states of this rank, and the tensors among them of all ranks; None but on the root.
+
+    Raises:
+        ValueError: ranks have not voted on the same parameters, or have frozen others. On all ranks.
+    """
     group, rank, size = state.process_group, state.courier.rank, state.courier.size
     kept, momenta = own(state, model), {}
-    for name, p in _named(model).items():
-        # What all ranks know alike: a rank that has not used a parameter yet has no states of it, but takes part.
-        for key in state.rule.states if p in state.states else ():
-            mine = state_of(p, kept["states"][name], key).detach().to(device_of(group)).contiguous()
-            del kept["states"][name][key]
-            every = torch.empty((size, *p.shape), dtype=mine.dtype, device=mine.device)
-            dist.all_gather(list(every), mine, group=group)
-            if rank == root_rank:
-                momenta[f"{name}.{key}"] = every.cpu()  # a device holds those of one parameter at a time
+    # What all ranks know alike: a rank that has not used a parameter yet has no states of it, but takes part.
+    voted_on = {name: p for name, p in _named(model).items() if name in kept["states"] and p in state.states}
+    wanted = [(name, key) for name in voted_on for key in state.rule.states]
+    agree([(f"{key} of {name}", str(tuple(voted_on[name].shape))) for name, key in wanted], None, group)
+    for name, key in wanted:
+        p = voted_on[name]
+        mine = state_of(p, kept["states"][name], key).detach().to(device_of(group)).contiguous()
+        del kept["states"][name][key]
+        every = torch.empty((size, *p.shape), dtype=mine.dtype, device=mine.device)
+        dist.all_gather(list(every), mine, group=group)
+        if rank == root_rank:
+            momenta[f"{name}.{key}"] = every.cpu()  # a device holds those of one parameter at a time
     return {**kept, ALL_RANKS: {"ranks": size, "momenta": momenta}} if rank == root_rank else None
 
 

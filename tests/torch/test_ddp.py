@@ -362,6 +362,24 @@ def test_momenta_of_a_layer_that_a_rank_has_never_used_are_gathered_too():
         assert torch.equal(state.states[p]["momentum_buffer"], kept)
 
 
+def test_frozen_layers_are_not_gathered_and_not_by_one_rank_alone():
+    """Also those that were loaded. Where a rank has frozen another, all are told, and nobody waits."""
+    net = Net()
+    model, state = voted(net, rules.signum(0.9))
+    backward(model, 0)
+    net.second.requires_grad_(False)
+    saved = hvd.broadcast_object(state.gather_state_dict(net), 0, name="ddp.frozen")
+    trained = {f"{name}.momentum_buffer" for name, p in net.named_parameters() if p.requires_grad}
+    assert saved["horovod_sign_momenta"]["momenta"].keys() == trained
+    state.load_state_dict(saved, net)
+    again = hvd.broadcast_object(state.gather_state_dict(net), 0, name="ddp.frozen.again")
+    for key, momenta in again["horovod_sign_momenta"]["momenta"].items():
+        assert torch.equal(momenta, saved["horovod_sign_momenta"]["momenta"][key])
+    net.second.requires_grad_(RANK == 0)
+    with pytest.raises(ValueError, match=r"all ranks must .* momentum_buffer of second.weight .* on rank"):
+        state.gather_state_dict(net)
+
+
 class Fails(rules.Rule):
     """On one rank, of one parameter, as long as `broken`."""
 
