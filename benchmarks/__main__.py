@@ -8,6 +8,7 @@ NAMES = {
     "vote": "the vote alone, six ways side by side (mpirun)",
     "step": "a training step of a ResNet-50-sized model, ways side by side (mpirun)",
     "adapters": "a vote and a step by the PyTorch and by the TensorFlow adapter (mpirun)",
+    "walk": "which files one gradient enters from its hook to the update (mpirun)",
     "gpu": "kernels and training steps on a GPU (see --help)",
     "accuracy": "time to a test accuracy, votes beside float16, DDP and PowerSGD (see --help)",
     "advise": "what `python -m horovod_sign advise` predicts, as records (mpirun)",

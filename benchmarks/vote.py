@@ -17,9 +17,8 @@ from benchmarks.measuring import record, save, show, side_by_side
 from horovod_sign.algebra import native
 from horovod_sign.torch.collectives import HorovodCollectives
 from horovod_sign.voting import messages
-from horovod_sign.voting.collectives import Vote
 from horovod_sign.voting.messages import Planes
-from horovod_sign.voting.protocols import PROTOCOLS
+from horovod_sign.voting.protocols import PROTOCOLS, Vote
 
 LR = 0.01
 

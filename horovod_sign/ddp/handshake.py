@@ -4,8 +4,8 @@ import torch.distributed as dist
 
 from horovod_sign.carriers.process_group import ProcessGroupCollectives
 from horovod_sign.voting import handshake
-from horovod_sign.voting.collectives import Vote
 from horovod_sign.voting.handshake import Item
+from horovod_sign.voting.protocols import Vote
 
 
 def group_of(process_group: dist.ProcessGroup | None) -> dist.ProcessGroup:

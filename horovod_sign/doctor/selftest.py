@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from horovod_sign import algebra
-from horovod_sign.voting.collectives import Allgather, Alltoall, Request, Vote
+from horovod_sign.voting.collectives import Allgather, Alltoall, Request
 from horovod_sign.voting.messages import Planes
 from horovod_sign.voting.mpi import majority_vote
-from horovod_sign.voting.protocols import PROTOCOLS
+from horovod_sign.voting.protocols import PROTOCOLS, Vote
 
 
 class ByMPI:

@@ -13,7 +13,8 @@ from horovod_sign.graphs.packing import Coordinates
 from horovod_sign.graphs.variables import common_name
 from horovod_sign.rules import Rule
 from horovod_sign.voting import handshake
-from horovod_sign.voting.collectives import Allgather, AtOnce, Vote
+from horovod_sign.voting.collectives import Allgather, AtOnce
+from horovod_sign.voting.protocols import Vote
 
 
 class EagerCollectives(AtOnce):

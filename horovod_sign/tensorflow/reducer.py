@@ -6,10 +6,11 @@ import tensorflow as tf
 
 from horovod_sign.graphs import messages
 from horovod_sign.graphs.packing import TensorBucket
-from horovod_sign.voting.collectives import Allgather, Alltoall, IntraNode, Request, Vote
+from horovod_sign.voting.collectives import Allgather, Alltoall, IntraNode, Request
 from horovod_sign.voting.hierarchy import vote_of_nodes
 from horovod_sign.voting.messages import Planes
 from horovod_sign.voting.nodes import Nodes
+from horovod_sign.voting.protocols import Vote
 from horovod_sign.voting.reducer import Reducer
 
 
@@ -51,7 +52,7 @@ class NodeReducer(GraphReducer):
 
 
 def _bytes_sent(request: Request | IntraNode, size: int, rank: int):
-    """As `voting.collectives.bytes_sent`, for lengths that are known only when the step runs."""
+    """As `voting.protocols.bytes_sent`, for lengths that are known only when the step runs."""
     if isinstance(request, IntraNode):
         return 0
     if isinstance(request, Alltoall):

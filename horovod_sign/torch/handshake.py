@@ -8,7 +8,7 @@ from horovod_sign.options import in_elastic_job
 from horovod_sign.tensors.layout import Layout
 from horovod_sign.torch.collectives import HorovodCollectives
 from horovod_sign.voting import handshake
-from horovod_sign.voting.collectives import Vote
+from horovod_sign.voting.protocols import Vote
 
 _numbers: dict[int, int] = {}
 

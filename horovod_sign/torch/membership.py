@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import torch
 
-from horovod_sign.tensors.buckets import groups_of
+from horovod_sign.tensors.bucketing import groups_of
 from horovod_sign.tensors.layout import Layout
 from horovod_sign.tensors.slots import Slot
 from horovod_sign.torch.arguments import check_parameters, trainable

@@ -19,7 +19,7 @@ from horovod_sign.tensors.slots import Slot
 from horovod_sign.torch.edits import Watch
 from horovod_sign.voting import progress
 from horovod_sign.voting.collectives import Collectives
-from horovod_sign.voting.interrupts import undisturbed
+from horovod_sign.voting.progress import undisturbed
 from horovod_sign.voting.reducer import Reducer
 
 OTHER_LOSS = (

@@ -12,7 +12,7 @@ import torch
 
 from horovod_sign.torch.collectives import HorovodCollectives
 from horovod_sign.voting import progress, replicas
-from horovod_sign.voting.collectives import Vote
+from horovod_sign.voting.protocols import Vote
 
 # Bytes of parameters that are read for a comparison: a millisecond or two.
 CHECKED_BYTES = 2**22

@@ -14,7 +14,8 @@ from horovod.common.exceptions import HorovodInternalError
 
 from horovod_sign.options import in_elastic_job
 from horovod_sign.statistics import Monitor, VoteStatistics
-from horovod_sign.tensors.buckets import Bucket, make_buckets
+from horovod_sign.tensors.bucketing import make_buckets
+from horovod_sign.tensors.buckets import Bucket
 from horovod_sign.torch.collectives import HorovodCollectives
 from horovod_sign.torch.handshake import agree
 from horovod_sign.torch.hierarchy import NodePipeline

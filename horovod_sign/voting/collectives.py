@@ -5,7 +5,6 @@ for votes of nodes an average, or an allgather, within a node. mpi4py carries ea
 them out in the background, so that several votes and backward overlap.
 """
 
-from collections.abc import Callable, Generator
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -86,81 +85,3 @@ class AtOnce:
 
     def idle(self) -> None:
         pass
-
-
-def bytes_sent(request: Request | IntraNode, size: int, rank: int) -> int:
-    """The payload that one rank sends over the network for a request, by the bandwidth-optimal (ring) algorithms."""
-    if isinstance(request, IntraNode):
-        return 0
-    if isinstance(request, Alltoall):
-        return sum(request.lengths) - request.lengths[rank]
-    if isinstance(request, Allgather):
-        return (size - 1) * len(request.buffer)
-    return 2 * (size - 1) * request.words.nbytes // size
-
-
-class Vote:
-    """One vote on its way: runs a protocol over collectives, a request at a time.
-
-    Args:
-        protocol: the generator, from `exchange` or `counts`.
-        collectives: what carries its requests out.
-        name: unique among the votes in flight, the same on all ranks.
-        sent: says what one rank sends for a request, as `bytes_sent`.
-    """
-
-    def __init__(
-        self,
-        protocol: Generator[Request, np.ndarray, Any],
-        collectives: Collectives,
-        name: str,
-        sent: Callable[[Request | IntraNode, int, int], Any] = bytes_sent,
-    ) -> None:
-        self.bytes_sent: Any = 0
-        self._sent = sent
-        self._protocol, self._collectives, self._name = protocol, collectives, name
-        self._phase = 0
-        self._handle: Any = None
-        self._decision: Any = None
-        self._failure: Exception | None = None
-        self._continue(None)
-
-    @property
-    def decided(self) -> bool:
-        """Whether `wait` would return without waiting."""
-        return self._handle is None
-
-    def poll(self) -> None:
-        """Goes on as far as possible without waiting."""
-        self._raise_again()
-        while self._handle is not None and self._collectives.done(self._handle):
-            self._finish()
-
-    def wait(self) -> Any:
-        """Waits for the decision (`messages.Planes`) and returns it."""
-        self._raise_again()
-        while self._handle is not None:
-            self._finish()
-        return self._decision
-
-    def _finish(self) -> None:
-        """Ends a request, and goes on. A request that has failed is no more, and neither is its vote."""
-        try:
-            self._continue(self._collectives.finish(self._handle))
-        except Exception as error:
-            self._failure = error
-            raise
-
-    def _raise_again(self) -> None:
-        if self._failure is not None:
-            raise self._failure
-
-    def _continue(self, result: Any) -> None:
-        try:
-            request = self._protocol.send(result)
-        except StopIteration as stop:
-            self._handle, self._decision = None, stop.value
-            return
-        self.bytes_sent += self._sent(request, self._collectives.size, self._collectives.rank)
-        self._handle = self._collectives.start(request, f"{self._name}.{self._phase}")
-        self._phase += 1

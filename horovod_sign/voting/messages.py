@@ -7,6 +7,13 @@ only if it abstains somewhere, a nonzero plane. Rank r owns chunk r of the plane
 
 Second planes are sent chunk by chunk, only where needed. The length alone would not do: a receiver of an allgather
 sees all the messages in one piece, and finds where each ends from its first byte.
+
+Ballots may carry a *notice*: "this rank must talk to all others". A rank cannot begin a collective that the others do
+not expect. But every rank reads something of every other in each vote, so a notice that goes with a ballot reaches all,
+and all then begin the collective. It is one bit beside a vote, in steps that need it alone; else bytes are as above:
+
+    exchange    _NOTICE in the first byte of each message, of ballots, and then of the results of who has read it
+    counts      _COUNTED times in the trailing field, which counts the voters
 """
 
 from typing import NamedTuple
@@ -14,6 +21,9 @@ from typing import NamedTuple
 import numpy as np
 
 from horovod_sign import algebra
+
+_NOTICE = 4
+_COUNTED = 1 << 32
 
 
 class Planes(NamedTuple):
@@ -100,3 +110,51 @@ def decode_fields(words: np.ndarray, bits: int, *, abstain: bool) -> Planes:
     """The decision in summed words; the last word is V, the number of voters."""
     n = 64 * (len(words) - 1) // bits
     return Planes(*algebra.decode_counts(bits, words[:-1].view(np.uint8), int(words[-1]), n, not abstain))
+
+
+class Notices:
+    """The functions above for one vote, with or without a notice.
+
+    Args:
+        given: whether this rank's ballot carries a notice.
+
+    Attributes:
+        found: whether any ballot of the vote did; once it is decided the same on all ranks.
+    """
+
+    tally, join = staticmethod(tally), staticmethod(join)
+
+    def __init__(self, given: bool) -> None:
+        self.found = given
+
+    def split(self, ballot: Planes, bounds: list[tuple[int, int]]) -> tuple[np.ndarray, list[int]]:
+        buffer, lengths = split(ballot, bounds)
+        if self.found:
+            buffer[np.cumsum([0, *lengths[:-1]])] |= _NOTICE
+        return buffer, lengths
+
+    def parse(self, buffer: np.ndarray, chunk_lengths: list[int]) -> list[Planes]:
+        try:
+            return parse(buffer, chunk_lengths)
+        except RuntimeError:
+            self._take_notices(buffer, chunk_lengths)
+            return parse(buffer, chunk_lengths)
+
+    def encode_fields(self, ballot: Planes, bits: int) -> np.ndarray:
+        words = encode_fields(ballot, bits)
+        words[-1] += _COUNTED * self.found
+        return words
+
+    def decode_fields(self, words: np.ndarray, bits: int, *, abstain: bool) -> Planes:
+        self.found = bool(words[-1] >= _COUNTED)
+        words[-1] %= _COUNTED
+        return decode_fields(words, bits, abstain=abstain)
+
+    def _take_notices(self, buffer: np.ndarray, chunk_lengths: list[int]) -> None:
+        at = 0
+        for length in chunk_lengths:
+            if at >= len(buffer):
+                return
+            self.found |= bool(buffer[at] & _NOTICE)
+            buffer[at] &= ~np.uint8(_NOTICE)
+            at += 1 + int(buffer[at]) * length

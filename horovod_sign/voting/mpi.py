@@ -7,12 +7,12 @@ from numpy.typing import ArrayLike
 
 from horovod_sign import algebra
 from horovod_sign.launched import warn_if_alone
-from horovod_sign.voting.collectives import Allgather, Alltoall, AtOnce, Request, Vote
+from horovod_sign.voting.collectives import Allgather, Alltoall, AtOnce, Request
 from horovod_sign.voting.handshake import agree, argument
 from horovod_sign.voting.inputs import as_array
 from horovod_sign.voting.library import load_mpi
 from horovod_sign.voting.messages import Planes
-from horovod_sign.voting.protocols import PROTOCOLS, check_transport
+from horovod_sign.voting.protocols import PROTOCOLS, Vote, check_transport
 
 if TYPE_CHECKING:
     import torch

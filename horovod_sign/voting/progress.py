@@ -6,12 +6,14 @@ rank 1 waits for one of the second, and each has part of what the other needs. S
 
 import contextlib
 import math
+import signal
+import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from horovod_sign.voting.collectives import Vote
+from horovod_sign.voting.protocols import Vote
 
 
 class UnderWay(Protocol):
@@ -53,3 +55,21 @@ def until(done: Callable[[], bool], seconds: float = math.inf) -> bool:
         go_on()
         time.sleep(50e-6)
     return is_done
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """What is inside is done before Ctrl-C raises its exception. For microseconds, not for what waits for others."""
+    usual = signal.getsignal(signal.SIGINT)
+    # Python raises it in the main thread alone; and what is not callable raises none.
+    if not callable(usual) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed = []
+    signal.signal(signal.SIGINT, lambda *details: pressed.append(details))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+        if pressed:
+            usual(*pressed[0])

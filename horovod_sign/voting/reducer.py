@@ -13,10 +13,9 @@ from typing import Any, Protocol
 
 from horovod_sign.voting import progress
 from horovod_sign.voting.choice import choose
-from horovod_sign.voting.collectives import Collectives, Vote
-from horovod_sign.voting.messages import Planes
-from horovod_sign.voting.notices import Notices
-from horovod_sign.voting.protocols import PROTOCOLS
+from horovod_sign.voting.collectives import Collectives
+from horovod_sign.voting.messages import Notices, Planes
+from horovod_sign.voting.protocols import PROTOCOLS, Vote
 
 
 class Bucket(Protocol):

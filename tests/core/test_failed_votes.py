@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from horovod_sign.voting.collectives import Vote
 from horovod_sign.voting.messages import Planes
-from horovod_sign.voting.protocols import PROTOCOLS
+from horovod_sign.voting.protocols import PROTOCOLS, Vote
 
 
 class Failing:

@@ -7,8 +7,7 @@ import pytest
 from horovod_sign.algebra import pack_ballot, unpack_votes
 from horovod_sign.voting import replicas
 from horovod_sign.voting.collectives import Allgather, Allreduce, Alltoall
-from horovod_sign.voting.messages import Planes
-from horovod_sign.voting.notices import Notices
+from horovod_sign.voting.messages import Notices, Planes
 from horovod_sign.voting.protocols import PROTOCOLS
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mpi4py import MPI
 
-from benchmarks import accuracy, adapters, step, vote
+from benchmarks import accuracy, adapters, step, vote, walk
 
 FEW = ["--coordinates", "1e4", "--rounds", "2"]
 
@@ -54,4 +54,5 @@ if __name__ == "__main__":
     step.main([*FEW, *results, "--pause-ms", "20", "--methods", *step.METHODS])  # first: Horovod starts in it
     vote.main([*FEW, *results, "--abstain"])
     adapters.main([*FEW, "--momentum", "0.9"])
+    walk.main([])
     time_to_accuracy(Path(sys.argv[1]).parent)

@@ -119,9 +119,8 @@ def test_votes_on_disjoint_communicators(comm):
 
 def test_traffic_is_one_bit_each_way(comm):
     """Nobody abstains and nothing ties: (M-1)/M * n/8 bytes a rank and phase, and nothing more than the first bytes."""
-    from horovod_sign.voting.collectives import Vote
     from horovod_sign.voting.messages import Planes
-    from horovod_sign.voting.protocols import exchange
+    from horovod_sign.voting.protocols import Vote, exchange
 
     n = 64 * 1000 * comm.size
     plane = np.full(n // 8, 0b10110100, np.uint8)

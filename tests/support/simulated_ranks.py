@@ -5,9 +5,9 @@ from typing import NamedTuple
 import numpy as np
 
 from horovod_sign import algebra
-from horovod_sign.voting.collectives import Allgather, Allreduce, Alltoall, bytes_sent
+from horovod_sign.voting.collectives import Allgather, Allreduce, Alltoall
 from horovod_sign.voting.messages import Planes
-from horovod_sign.voting.protocols import PROTOCOLS
+from horovod_sign.voting.protocols import PROTOCOLS, bytes_sent
 
 
 class Simulated(NamedTuple):

@@ -10,7 +10,8 @@ from one_rank import OneRank
 
 from horovod_sign import rules
 from horovod_sign.algebra import unpack_votes
-from horovod_sign.tensors.buckets import Bucket, make_buckets
+from horovod_sign.tensors.bucketing import make_buckets
+from horovod_sign.tensors.buckets import Bucket
 from horovod_sign.voting import messages
 
 

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from horovod_sign import rules
 from horovod_sign.algebra import native
 from horovod_sign.tensors import kernels
-from horovod_sign.tensors.buckets import make_buckets
+from horovod_sign.tensors.bucketing import make_buckets
 from horovod_sign.tensors.devices import queues, triton_kernels
 from horovod_sign.tensors.host import native_kernels
 from horovod_sign.tensors.words import Words

@@ -19,7 +19,7 @@ from horovod_sign.tensorflow.handshake import EagerCollectives
 from horovod_sign.tensorflow.keras import models
 from horovod_sign.tensorflow.keras.distributed import inner_optimizer
 from horovod_sign.voting import replicas
-from horovod_sign.voting.collectives import Vote
+from horovod_sign.voting.protocols import Vote
 
 # Bytes of variables that are read for a comparison: a few milliseconds.
 CHECKED_BYTES = 2**24
