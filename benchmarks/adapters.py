@@ -73,7 +73,8 @@ def tensorflow_contender(gradients, momentum, transport):
 
     import horovod_sign.tensorflow.keras as hvs
     from horovod_sign import rules
-    from horovod_sign.tensorflow.election import Coordinates, Election
+    from horovod_sign.graphs.packing import Coordinates
+    from horovod_sign.tensorflow.election import Election
     from horovod_sign.tensorflow.memory import OwnStates
 
     tf.config.threading.set_intra_op_parallelism_threads(1)

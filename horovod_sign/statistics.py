@@ -95,7 +95,7 @@ class Monitor:
     """Counts the votes of each step, and reports a rank that disagrees systematically, once, on that rank.
 
     Args:
-        voter: who votes here, for the report: "rank 3".
+        voter: who votes here, for reports: "rank 3".
         size: how many vote.
         abstain: whether ties are 0; else they are +1.
     """
@@ -140,10 +140,10 @@ class Monitor:
         """One vote of the step, on a bucket that still has its ballot."""
         self.count(bucket.ballot, decided, bucket.coordinates, bucket.zeros + bucket.nans, bucket.nans)
 
-    def tell_nan(self, bucket: Voted, voter: str) -> None:
+    def tell_nan(self, bucket: Voted) -> None:
         """Tells the user, once, of the first gradient of a bucket that has NaN, which are still there."""
         if bucket.nans and not self._nan_told:
-            report = bucket.nan_report(voter)
+            report = bucket.nan_report(self._voter)
             if report is not None:
                 self._nan_told = True
                 warnings.warn(report, RuntimeWarning, stacklevel=2)

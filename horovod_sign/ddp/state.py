@@ -80,8 +80,7 @@ class VoteState:
         agree(items, error, self._group)
         self.courier = Courier(self._group)
         self._reducer = Reducer(self.courier.collectives, transport, self.abstain, "bucket")
-        self._voter = f"rank {self.courier.rank}"
-        self._monitor = Monitor(self._voter, self.courier.size, abstain=self.abstain)
+        self._monitor = Monitor(f"rank {self.courier.rank}", self.courier.size, abstain=self.abstain)
         self._buckets: dict[int, GradientBucket] = {}
         self._voted_on: set[torch.Tensor] = set()
         self._leftovers = Leftovers()
@@ -137,10 +136,9 @@ class VoteState:
         """Votes on a bucket of this pass, and takes note of the vote; as `Reducer.decide`."""
         if is_first:
             self._reducer.begin()
-        decided, noticed = self._reducer.decide(voted, notice)
-        self._monitor.tell_nan(voted, self._voter)
-        if is_first:
             self._monitor.begin()
+        decided, noticed = self._reducer.decide(voted, notice)
+        self._monitor.tell_nan(voted)
         self._monitor.count_vote(voted, decided)
         if is_last:
             self._monitor.end(self._reducer.bytes_sent)

@@ -6,6 +6,7 @@ import tensorflow as tf
 from horovod_sign.tensorflow import farewell
 from horovod_sign.tensorflow.repeated import at_each_run
 from horovod_sign.voting.collectives import Allgather, Alltoall, AtOnce, Average, IntraNode, Request
+from horovod_sign.voting.hierarchy import op_name
 from horovod_sign.voting.nodes import Nodes
 
 
@@ -68,17 +69,16 @@ class NodeCollectives(GraphCollectives):
         self._nodes = nodes
 
     def start(self, request: Request | IntraNode, name: str) -> _Op:
-        # Ranks do not all have the same requests, so names are not numbered; a vote has one request of each kind.
-        name = name.rpartition(".")[0]
+        name = op_name(request, name, self.rank)
         if isinstance(request, IntraNode):
-            return _Op(self._within(request.request, f"{name}.node{self.rank}"))
-        return self._perform(request, f"{name}.{type(request).__name__}")
+            return _Op(self._within(request.request, name))
+        return self._perform(request, name)
 
     def _within(self, request: Allgather | Average, name: str):
         """The result of a request among the ranks of this node."""
         options = {"ignore_name_scope": True, "process_set": self._nodes.local_set}
         if isinstance(request, Allgather):
-            return hvd.allgather(at_each_run(request.buffer), name=f"{name}.share", **options)
+            return hvd.allgather(at_each_run(request.buffer), name=name, **options)
         tensors = [at_each_run(tensor) for tensor in request.tensors]
-        means = hvd.grouped_allreduce(tensors, name=f"{name}.mean", op=hvd.Average, **options)
+        means = hvd.grouped_allreduce(tensors, name=name, op=hvd.Average, **options)
         return [tf.ensure_shape(mean, tensor.shape) for mean, tensor in zip(means, request.tensors, strict=True)]

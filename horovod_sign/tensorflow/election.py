@@ -222,7 +222,7 @@ class Election:
         """The name of the protocol, for so many coordinates in all: the same on all ranks."""
         if self._transport != "auto":
             return self._transport
-        return "exchange" if self.size == 1 else choose(coordinates, self.size, self.abstain, can_go_direct=False)
+        return choose(coordinates, self.size, self.abstain, can_go_direct=False)
 
     def _reducer(self, way: str) -> GraphReducer:
         voting, nodes = (way, self.abstain, self.name), self._nodes

@@ -126,11 +126,11 @@ def unless_left(results: list, left: list) -> list:
     has left, no vote waits for another: of a `tf.cond` in a graph only the branch that is taken waits for its inputs.)
 
     Args:
-        results: a tensor of each vote, or None: nobody else takes part.
+        results: a tensor of each vote.
         left: for each whether a rank has left, a scalar bool tensor.
     """
-    if len(results) < 2 or results[0] is None:
-        return [result if result is None else _unless(gone, result) for result, gone in zip(results, left, strict=True)]
+    if len(results) < 2:
+        return [_unless(gone, result) for result, gone in zip(results, left, strict=True)]
     return [
         tf.cond(gone, lambda r=r: _unless(tf.reduce_any(left), r), lambda r=r: r)
         for r, gone in zip(results, left, strict=True)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from horovod_sign.algebra import native
-from horovod_sign.tensors.words import Words
+from horovod_sign.tensors.words import Kept, Words
 from horovod_sign.voting.messages import Planes
 
 Tensors = Sequence[torch.Tensor]
@@ -20,7 +20,7 @@ class HostPlanes:
 
     def __init__(self, device: torch.device, words: Words, ballot: Planes):
         self._all = native.Segments([(0, n) for n in words.lengths], words.offsets)
-        self._known = {tuple(range(self._all.k)): self._all}
+        self._known = Kept({tuple(range(self._all.k)): self._all})
         self._ballot = ballot
         self.forget()
 
@@ -93,13 +93,8 @@ class HostPlanes:
         pointers, key = np.array([t.data_ptr() for t in tensors], np.uint64), tuple(numbers)
         if key in self._known:
             return self._known[key].with_pointers(pointers)
-        if len(self._known) >= _KEPT:
-            self._known.clear()
         made = self._known[key] = self._all.subset(list(numbers), pointers)
         return made
-
-
-_KEPT = 64  # which tensors of a bucket have been asked for: in some models that changes from step to step
 
 
 def native_kernels() -> native.Kernels:

@@ -13,7 +13,6 @@ import torch
 
 from horovod_sign.tensors.host import native_kernels
 from horovod_sign.tensors.layout import has_memory
-from horovod_sign.tensors.planes import readable
 from horovod_sign.tensors.slots import Slot
 
 
@@ -36,7 +35,7 @@ class Watch:
             gradient = slot.parameter.grad
             if slot.seen is None and gradient is not None:
                 closely = self._closely and final and gradient.is_cpu  # elsewhere, the host would wait
-                slot.seen = _version(gradient), _fingerprint(gradient) if closely else None
+                slot.seen = _version(gradient), _fingerprint(slot, gradient) if closely else None
 
     def finds_change(self, slots: Iterable[Slot]) -> bool:
         """Ends a step: whether a gradient was changed since it was noted. Says so once."""
@@ -56,7 +55,7 @@ class Watch:
         written = _version(gradient) != version
         if fingerprint is None:
             return written and not self._idle_writes
-        if fingerprint != _fingerprint(gradient):
+        if fingerprint != _fingerprint(slot, gradient):
             return True
         self._idle_writes |= written
         return False
@@ -67,10 +66,10 @@ def _version(gradient: torch.Tensor) -> tuple[int, int]:
     return id(gradient), gradient._version
 
 
-def _fingerprint(gradient: torch.Tensor) -> int | None:
-    """A sum of its bits, as fast as memory is read; NaN are equal to themselves. None: its memory was freed."""
-    dense = gradient.to_dense() if gradient.is_sparse else gradient
-    if not has_memory(dense):
+def _fingerprint(slot: Slot, gradient: torch.Tensor) -> int | None:
+    """A sum of its bits, as fast as memory is read; NaN are equal to themselves. None: there is nothing to read."""
+    dense, layout = gradient.to_dense() if gradient.is_sparse else gradient, slot.layout
+    if dense.shape != layout.shape or not has_memory(dense):
         return None
-    values = readable(dense)
+    values = dense if layout.holds(dense) else layout.copy("the gradient", dense, dense.dtype, dense.device)
     return native_kernels().read_loop(values.data_ptr(), values.numel() * values.element_size())

@@ -34,16 +34,13 @@ class NodeCollectives:
         self._first = HorovodCollectives(nodes.cross_set) if nodes.leads else None
 
     def start(self, request: Request | IntraNode, name: str):
-        # Ranks do not all have the same requests, so names are not numbered; a vote has one request of each kind.
-        name = name.rpartition(".")[0]
+        name = hierarchy.op_name(request, name, self.rank)
         if not isinstance(request, IntraNode):
-            return self._first, self._first.start(request, f"{name}.{type(request).__name__}")
+            return self._first, self._first.start(request, name)
         if isinstance(request.request, Allgather):
-            return self._own, self._own.start(request.request, f"{name}.node{self.rank}.share")
-        mean = hvd.grouped_allreduce_async_(
-            request.request.tensors, name=f"{name}.node{self.rank}.mean", op=hvd.Average, process_set=self._local_set
-        )
-        return None, mean
+            return self._own, self._own.start(request.request, name)
+        tensors, local_set = request.request.tensors, self._local_set
+        return None, hvd.grouped_allreduce_async_(tensors, name=name, op=hvd.Average, process_set=local_set)
 
     def done(self, handle) -> bool:
         return hvd.poll(handle[1])

@@ -201,7 +201,7 @@ class Votes:
             if self.pipeline.noticed and not changed:  # on all ranks, and new parameters vote in this step too
                 changed = True
                 self.change()
-            self.monitor.tell_nan(bucket, f"rank {hvd.rank()}")
+            self.monitor.tell_nan(bucket)
             yield bucket, decided
             self.monitor.count_vote(bucket, decided)  # while a device takes the step
         if self.pipeline.noticed and not changed:  # told only in the end

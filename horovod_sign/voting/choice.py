@@ -29,6 +29,8 @@ def choose(coordinates: int, size: int, abstain: bool, can_go_direct: bool) -> s
         abstain: whether ties are 0, which takes a second plane where ranks are even.
         can_go_direct: whether MPI itself reaches all ranks.
     """
+    if size == 1:
+        return "exchange"  # of nothing: the own ballot is tallied at once
     exchanged = costs.exchange_cost(coordinates, size, costs.usual_planes(size, abstain)).bytes
     if can_go_direct and exchanged / BYTES_PER_SECOND < 2 * OP_SECONDS:
         return "direct"

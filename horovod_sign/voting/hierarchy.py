@@ -17,6 +17,21 @@ JOINED = (
 )
 
 
+def op_name(request: Request | IntraNode, name: str, node: int) -> str:
+    """The name of a request's op, the same on all ranks that take part in it.
+
+    Ranks do not all have the same requests, so names are not numbered; a vote has one request of each kind.
+
+    Args:
+        name: which `Vote` gives it, that ends in a number.
+        node: the number of this rank's.
+    """
+    name = name.rpartition(".")[0]
+    if not isinstance(request, IntraNode):
+        return f"{name}.{type(request).__name__}"
+    return f"{name}.node{node}.{'share' if isinstance(request.request, Allgather) else 'mean'}"
+
+
 def vote_of_nodes(
     nodes: Nodes,
     gradients: Callable[[], list],

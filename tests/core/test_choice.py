@@ -38,3 +38,8 @@ def test_counts_grow_with_the_ranks():
 def test_where_one_way_gives_way_to_another(abstain, can_go_direct, most, way, beyond):
     assert choose(int(0.999 * most), 2, abstain, can_go_direct) == way
     assert choose(int(1.001 * most), 2, abstain, can_go_direct) == beyond
+
+
+@pytest.mark.parametrize("can_go_direct", [True, False])
+def test_one_that_votes_alone_encodes_nothing(can_go_direct):
+    assert choose(10, 1, abstain=True, can_go_direct=can_go_direct) == "exchange"

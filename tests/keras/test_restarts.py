@@ -50,10 +50,6 @@ def go_on(net, callbacks=()):
     net.fit(x, y, batch_size=tasks.BATCH, shuffle=False, verbose=0, callbacks=list(callbacks))
 
 
-def momenta(net) -> list[np.ndarray]:
-    return [slot.numpy().copy() for slot in OptimizerStates(net.optimizer).slots]
-
-
 def equal(left, right) -> bool:
     return all(np.array_equal(a, b) for a, b in zip(left, right, strict=True))
 
@@ -71,14 +67,14 @@ def test_one_file_resumes_all_ranks_bit_exactly(kind, path):
     net = trained(kind)
     hvs.save_model(net, path)
     resumed = hvs.load_model(path, **KINDS[kind][1])
-    assert_equal(momenta(resumed), momenta(net))
+    assert_equal(tasks.momenta_of(resumed), tasks.momenta_of(net))
     if SIZE > 1:  # each rank has its own, or the test would show nothing
-        assert len(set(MPI.COMM_WORLD.allgather(momenta(net)[0].tobytes()))) == SIZE
+        assert len(set(MPI.COMM_WORLD.allgather(tasks.momenta_of(net)[0].tobytes()))) == SIZE
     # The callback that starts all ranks alike, in every script, must leave the momenta alone.
     go_on(resumed, [hvs.callbacks.BroadcastGlobalVariablesCallback(0)])
     go_on(net)
     assert_equal(tasks.values(resumed), tasks.values(net))
-    assert_equal(momenta(resumed), momenta(net))
+    assert_equal(tasks.momenta_of(resumed), tasks.momenta_of(net))
     tasks.assert_replicas_identical(tasks.values(net))
 
 
@@ -88,12 +84,12 @@ def test_on_another_number_of_ranks_all_start_from_the_mean(kind, path):
     """Saved by all ranks, loaded by process sets of one rank."""
     net = trained(kind)
     hvs.save_model(net, path)
-    mean = [np.mean(MPI.COMM_WORLD.allgather(mine), axis=0) for mine in momenta(net)]
+    mean = [np.mean(MPI.COMM_WORLD.allgather(mine), axis=0) for mine in tasks.momenta_of(net)]
     with process_sets(hvd, *[[rank] for rank in range(SIZE)]) as sets:
         alone = hvs.load_model(path, process_set=sets[RANK], **KINDS[kind][1])
-        for got, expected in zip(momenta(alone), mean, strict=True):
+        for got, expected in zip(tasks.momenta_of(alone), mean, strict=True):
             np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-8)
-        tasks.assert_replicas_identical(momenta(alone))
+        tasks.assert_replicas_identical(tasks.momenta_of(alone))
         go_on(alone)
 
 
@@ -104,7 +100,7 @@ def test_a_file_of_the_first_version_loads(kind):
     saved = Path(__file__).parents[1] / "support" / "saved" / f"{kind}.keras"
     options = {} if kind == "Signum" else {"compression": hvs.Compression.signum(0.75, warmup=True)}
     net = hvs.load_model(saved, **options)
-    kernel, bias = momenta(net)
+    kernel, bias = tasks.momenta_of(net)
     filled = np.float32(1 - 0.75**3)
     np.testing.assert_array_equal(kernel, filled * np.array([[1], [[-0.5, 0.5][RANK] if SIZE == 2 else 0]], np.float32))
     np.testing.assert_array_equal(bias, [-filled])
@@ -126,8 +122,8 @@ def test_a_set_of_ranks_saves_and_loads_by_its_own_numbers(kind, path):
         tasks.fit(net, hvs.DistributedOptimizer(make(), **options), epochs=1)
         hvs.save_model(net, path)
         resumed = hvs.load_model(path, **options)
-        assert equal(momenta(resumed), momenta(net))
-        both = hvd.allgather_object(momenta(net)[0].tobytes(), name="both", process_set=pair)
+        assert equal(tasks.momenta_of(resumed), tasks.momenta_of(net))
+        both = hvd.allgather_object(tasks.momenta_of(net)[0].tobytes(), name="both", process_set=pair)
         assert both[0] != both[1]
 
 
@@ -139,7 +135,7 @@ def test_what_rank_0_saved_alone_gives_all_its_momentum(path):
         net.save(path)
     MPI.COMM_WORLD.Barrier()
     loaded = hvs.load_model(path)
-    assert_equal(momenta(loaded), MPI.COMM_WORLD.bcast(momenta(net)))
+    assert_equal(tasks.momenta_of(loaded), MPI.COMM_WORLD.bcast(tasks.momenta_of(net)))
     optimizer = loaded.optimizer
     assert type(optimizer).__name__ == "Signum" and optimizer.momentum == 0.5 and optimizer.warmup
     assert int(optimizer.iterations.numpy()) == tasks.ROWS // tasks.BATCH
@@ -160,7 +156,7 @@ def test_a_rank_that_loads_alone_gives_its_momentum_to_the_others(kind, path):
     callback = hvs.callbacks.BroadcastGlobalVariablesCallback(0)
     callback.set_model(resumed)
     callback.on_train_begin()
-    assert_equal(momenta(resumed), MPI.COMM_WORLD.bcast(momenta(net)))
+    assert_equal(tasks.momenta_of(resumed), MPI.COMM_WORLD.bcast(tasks.momenta_of(net)))
     assert [int(counter) for counter in OptimizerStates(resumed.optimizer).counters] == [3] * kind.startswith("Adam")
     assert_equal([v.numpy() for v in resumed.weights], MPI.COMM_WORLD.bcast([v.numpy() for v in net.weights]))
     go_on(resumed)
@@ -180,7 +176,7 @@ def test_saved_each_epoch_and_read_by_keras_alone(tmp_path):
         plain = keras.saving.load_model(second)
         assert type(plain.optimizer) is hvs.Signum
         assert equal(tasks.values(plain), tasks.values(net))
-        assert equal([v.numpy() for v in plain.optimizer._states[0]], momenta(net))
+        assert equal([v.numpy() for v in plain.optimizer._states[0]], tasks.momenta_of(net))
         with zipfile.ZipFile(second) as archive:
             assert archive.testzip() is None
 
@@ -206,7 +202,7 @@ def test_errors_are_on_all_ranks(tmp_path, path):
 def test_a_file_that_cannot_be_written_leaves_the_older_one(path, monkeypatch):
     net = trained("Signum")
     hvs.save_model(net, path)
-    before = momenta(net)
+    before = tasks.momenta_of(net)
     go_on(net)
 
     def full(*args, **kwargs):
@@ -216,7 +212,7 @@ def test_a_file_that_cannot_be_written_leaves_the_older_one(path, monkeypatch):
     with pytest.raises(OSError, match=r"could not write .*no space left"):
         hvs.save_model(net, path)
     monkeypatch.undo()
-    assert_equal(momenta(hvs.load_model(path)), before)
+    assert_equal(tasks.momenta_of(hvs.load_model(path)), before)
     MPI.COMM_WORLD.Barrier()
     assert [file.name for file in Path(path).parent.iterdir()] == ["model.keras"]
 

@@ -156,13 +156,9 @@ def test_a_rank_that_has_loaded_what_others_have_yet_to_build(tmp_path):
     callbacks = [hvs.callbacks.BroadcastGlobalVariablesCallback(0), Look()]
     net.fit(x, y, batch_size=tasks.BATCH, shuffle=False, verbose=0, callbacks=callbacks)
     tasks.assert_replicas_identical(tasks.values(net))
-    expected = MPI.COMM_WORLD.bcast(([w.numpy() for w in trained.weights], momenta(trained)))
+    expected = MPI.COMM_WORLD.bcast(([w.numpy() for w in trained.weights], tasks.momenta_of(trained)))
     for value, other in zip([*found[0][0], *found[0][1]], [*expected[0], *expected[1]], strict=True):
         np.testing.assert_array_equal(value, other)
-
-
-def momenta(net):
-    return [slot.numpy().copy() for slot in OptimizerStates(net.optimizer).slots]
 
 
 @pytest.mark.fault("unbuilt")
@@ -193,7 +189,7 @@ def test_saved_after_each_epoch_of_a_model_that_was_not_built(tmp_path):
     tasks.fit(net, signum(gradient_accumulation_steps=3), callbacks)
     loaded = hvs.load_model(f"{folder}/{tasks.EPOCHS}.keras")
     for value, other in zip(
-        [*tasks.values(loaded), *momenta(loaded)], [*tasks.values(net), *momenta(net)], strict=True
+        [*tasks.values(loaded), *tasks.momenta_of(loaded)], [*tasks.values(net), *tasks.momenta_of(net)], strict=True
     ):
         np.testing.assert_array_equal(value, other)
 
@@ -313,11 +309,11 @@ def test_accumulation_in_either_spelling(tmp_path):
             tasks.values(net), tasks.Simulation(simulation.signum(0.5), accumulate=2).train(), strict=True
         ):
             np.testing.assert_allclose(value, simulated, rtol=1e-4, atol=1e-5)
-        for value, other in zip(momenta(hvs.load_model(path)), momenta(net), strict=True):
+        for value, other in zip(tasks.momenta_of(hvs.load_model(path)), tasks.momenta_of(net), strict=True):
             np.testing.assert_array_equal(value, other)
-        state, before = hvs.elastic.KerasState(net), momenta(net)
+        state, before = hvs.elastic.KerasState(net), tasks.momenta_of(net)
         state.sync()
-        for value, other in zip(momenta(net), before, strict=True):
+        for value, other in zip(tasks.momenta_of(net), before, strict=True):
             np.testing.assert_array_equal(value, other)
 
 

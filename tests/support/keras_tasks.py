@@ -41,6 +41,11 @@ def values(net: keras.Model) -> list[np.ndarray]:
     return [np.array(v.numpy()) for v in net.trainable_variables]
 
 
+def momenta_of(net: keras.Model) -> list[np.ndarray]:
+    """Copies of what a model's optimizer keeps for votes on this rank."""
+    return [np.array(slot.numpy()) for slot in OptimizerStates(net.optimizer).slots]
+
+
 def momenta(optimizer) -> list:
     """The variables that this rank votes by, also where steps are accumulated."""
     inner = inner_optimizer(optimizer)

@@ -48,7 +48,8 @@ def train(net: torch.nn.Module, optimizer, steps, dtype=torch.float32):
 
 def momenta(optimizer) -> list[np.ndarray]:
     """Copies of what this rank votes by."""
-    return [optimizer.vote_state(p)["momentum_buffer"].numpy().copy() for p in optimizer.param_groups[0]["params"]]
+    states = [optimizer.vote_state(p) for group in optimizer.param_groups for p in group["params"]]
+    return [state["momentum_buffer"].numpy().copy() for state in states if "momentum_buffer" in state]
 
 
 def gradients_of_all_ranks(net: torch.nn.Module) -> list[list[np.ndarray | None]]:

@@ -11,10 +11,10 @@ pytest.importorskip("horovod.tensorflow")
 
 from horovod_sign import rules  # noqa: E402
 from horovod_sign.graphs import ballots  # noqa: E402
+from horovod_sign.graphs.packing import Coordinates  # noqa: E402
 from horovod_sign.graphs.statistics import Counters, Counts  # noqa: E402
 from horovod_sign.statistics import PATIENCE  # noqa: E402
 from horovod_sign.tensorflow import election  # noqa: E402
-from horovod_sign.tensorflow.election import Coordinates  # noqa: E402
 from horovod_sign.tensorflow.memory import OwnStates, Sums  # noqa: E402
 
 NOTHING = tf.constant(0, tf.uint32)

@@ -11,7 +11,8 @@ from tf_rules import Wrong
 import horovod_sign
 import horovod_sign.tensorflow as hvs
 from horovod_sign import rules
-from horovod_sign.tensorflow.election import Coordinates, Election
+from horovod_sign.graphs.packing import Coordinates
+from horovod_sign.tensorflow.election import Election
 from horovod_sign.voting.choice import choose
 
 RANKS = (2,)  # more where a test says so; other counts: core/test_properties.py

@@ -8,7 +8,8 @@ import tensorflow as tf
 from ranks import RANK, SIZE
 
 from horovod_sign import rules
-from horovod_sign.tensorflow.election import Coordinates, Election
+from horovod_sign.graphs.packing import Coordinates
+from horovod_sign.tensorflow.election import Election
 
 torch = pytest.importorskip("torch")
 torch_hvd = pytest.importorskip("horovod.torch")

@@ -221,10 +221,10 @@ def be_late(monkeypatch):
     """Votes of nodes are decided long before it is known whether all ranks agree."""
     plain, left = JoinCheck.check, [1000]
 
-    def check(attendance, wait=False):
+    def check(self, wait=False):
         left[0] -= 1
         if wait or left[0] < 0:
-            plain(attendance, wait)
+            plain(self, wait)
 
     monkeypatch.setattr(JoinCheck, "check", check)
 

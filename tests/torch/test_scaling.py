@@ -24,11 +24,6 @@ def make(kind, net, **options):
     return hvs.DistributedOptimizer(plain, net.named_parameters(), **options)
 
 
-def momenta(optimizer) -> list[np.ndarray]:
-    states = [optimizer.vote_state(p) for group in optimizer.param_groups for p in group["params"]]
-    return [state["momentum_buffer"].numpy().copy() for state in states if "momentum_buffer" in state]
-
-
 def assert_alike(left, right):
     for mine, expected in zip(left, right, strict=True):
         np.testing.assert_allclose(mine, expected, rtol=1e-5, atol=1e-8)
@@ -93,7 +88,7 @@ def test_the_recipe_of_horovod(kind, clip):
         recipe_of_horovod(optimizers[0], nets[0], scalers[0], step, clip)
         plain_step(optimizers[1], nets[1], scalers[1], step)
     assert_alike(*map(tasks.values, nets))
-    assert_alike(*map(momenta, optimizers))
+    assert_alike(*map(tasks.momenta, optimizers))
     tasks.assert_replicas_identical(nets[0])
     scalers[0].scale(tasks.loss(nets[0], 3)).backward()
     scalers[0].unscale_(optimizers[0])
@@ -139,7 +134,7 @@ def test_a_scaler_made_anew_after_wrapping_takes_the_place_of_the_old(kind, step
             plain.step()
             step += 1
     assert_alike(*map(tasks.values, nets))
-    assert_alike(*map(momenta, [scaled, plain]))
+    assert_alike(*map(tasks.momenta, [scaled, plain]))
     tasks.assert_replicas_identical(nets[0])
 
 

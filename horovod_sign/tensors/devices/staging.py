@@ -17,7 +17,7 @@ from horovod_sign.algebra import plane_bytes
 from horovod_sign.tensors.devices import Batch, Kernels, load
 from horovod_sign.tensors.devices.batches import tiles_of
 from horovod_sign.tensors.devices.queues import pinned, queue_of
-from horovod_sign.tensors.words import Words
+from horovod_sign.tensors.words import Kept, Words
 from horovod_sign.voting.messages import Planes
 
 
@@ -66,7 +66,7 @@ class Staging:
         self._host_ballot = ballot
         self._firsts = np.cumsum([0, *map(tiles_of, words.lengths)]).tolist()
         self._kernels, self._queue = kernels, queue_of(device)
-        self._batches: dict[tuple, Batch] = {}
+        self._batches = Kept()
         self._out: torch.Tensor | None = None
         self._host: torch.Tensor | None = None
         self._zeros: torch.Tensor | None = None
@@ -196,16 +196,11 @@ class Staging:
     def _batch(self, dtype: str, numbers: Sequence[int]) -> Batch:
         key = dtype, tuple(numbers)
         if key not in self._batches:
-            if len(self._batches) >= _KEPT:
-                self._batches.clear()
             lengths, offsets, firsts = (
                 [of[i] for i in numbers] for of in (self._words.lengths, self._words.offsets, self._firsts)
             )
             self._batches[key] = Batch(dtype, self._device, lengths, offsets, firsts)
         return self._batches[key]
-
-
-_KEPT = 64  # batches of a bucket: which gradients there are changes from step to step in some models
 
 
 def _runs(words: Words, numbers: Sequence[int]) -> list[tuple[int, int]]:
