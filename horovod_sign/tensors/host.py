@@ -21,7 +21,7 @@ class HostPlanes:
     def __init__(self, device: torch.device, words: Words, ballot: Planes):
         self._all = native.Segments([(0, n) for n in words.lengths], words.offsets)
         self._known = Kept({tuple(range(self._all.k)): self._all})
-        self._ballot = ballot
+        self.ballot = ballot
         self.forget()
 
     def forget(self) -> None:
@@ -83,7 +83,7 @@ class HostPlanes:
 
     def _written(self, one_bit: bool) -> tuple[np.ndarray, np.ndarray | None]:
         """The planes that are packed."""
-        return self._ballot.sign, None if one_bit else self._ballot.nonzero
+        return self.ballot.sign, None if one_bit else self.ballot.nonzero
 
     def _count(self, zeros_nans: tuple[int, int]) -> None:
         self._zeros += zeros_nans[0]

@@ -29,7 +29,12 @@ class BucketPlanes(Protocol):
 
     `numbers` says which tensors of the bucket lists are of. They all have one dtype, of that name, and lie in memory as
     their `Layout` says; momenta are float32.
+
+    Attributes:
+        ballot: this rank's, on the host, into which what was packed is written.
     """
+
+    ballot: Planes
 
     def forget(self) -> None:
         """Expects the gradients of a new step."""

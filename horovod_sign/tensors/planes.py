@@ -1,13 +1,14 @@
 """One tensor to bit planes and back, by the kernels for its device."""
 
+import threading
 from collections.abc import Iterable
 
 import numpy as np
 import torch
 
 from horovod_sign.algebra import plane_bytes
-from horovod_sign.tensors.kernels import planes_on
-from horovod_sign.tensors.layout import check_memory
+from horovod_sign.tensors.kernels import BucketPlanes, planes_on
+from horovod_sign.tensors.layout import check_memory, has_memory
 from horovod_sign.tensors.words import Words
 from horovod_sign.voting.messages import Planes
 
@@ -42,18 +43,85 @@ def check_kernels(tensors: Iterable[torch.Tensor]):
             ) from error
 
 
-def pack(tensor: torch.Tensor, abstain: bool) -> Planes:
-    """The ballot of one tensor, its coordinates in C order."""
-    check_votable("the tensor", tensor)
-    check_memory("the tensor", tensor)
-    tensor = readable(tensor)
-    words = _words(tensor)
-    ballot = Planes(np.empty(words.plane_bytes, np.uint8), np.empty(words.plane_bytes, np.uint8))
-    there = planes_on(tensor.device, words, ballot)
-    there.pack(DTYPES[tensor.dtype], [0], [tensor], one_bit=not abstain)
+class Singles(threading.local):
+    """Packs and unpacks tensors one by one; what is the same for all of one size is made at the first.
+
+    On a device that is tables of launches, and memory for bits: then each takes one launch and one copy. Threads share
+    none of it, since hooks of gradients run on a thread for each device.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[torch.device, int], BucketPlanes] = {}
+
+    def __reduce__(self) -> tuple:
+        return type(self), ()  # what is kept is not for copies
+
+    def pack(self, tensor: torch.Tensor, abstain: bool) -> Planes:
+        """The ballot of one tensor, its coordinates in C order."""
+        check_votable("the tensor", tensor)
+        check_memory("the tensor", tensor)
+        tensor = readable(tensor)
+        there = self._expecting(tensor, abstain)
+        there.pack(DTYPES[tensor.dtype], _FIRST, [tensor], one_bit=not abstain)
+        return _fetched(there)
+
+    def interpolate_pack(
+        self, gradient: torch.Tensor, m: torch.Tensor, betas: tuple[float, float], warm: bool, abstain: bool
+    ) -> Planes:
+        """The ballot by the betas of a rule, whose momentum is updated. `are_alike` has said that they can be read."""
+        there = self._expecting(gradient, abstain)
+        there.interpolate_pack(DTYPES[gradient.dtype], _FIRST, [gradient], [m], betas, warm, one_bit=not abstain)
+        return _fetched(there)
+
+    def unpack(self, decided: Planes, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """The vote on one tensor: -1, 0 or +1."""
+        votes = torch.empty(shape, dtype=dtype, device=device)
+        there = self._planes_of(votes)
+        received, _ = there.receive(decided)
+        there.unpack(DTYPES[dtype], _FIRST, [votes], received)
+        return votes
+
+    def _planes_of(self, tensor: torch.Tensor) -> BucketPlanes:
+        key = tensor.device, tensor.numel()
+        if key not in self._kept:
+            if len(self._kept) >= _KEPT:
+                self._kept.clear()
+            self._kept[key] = planes_on(tensor.device, Words.of(key[1:]), _NO_BALLOT)
+        return self._kept[key]
+
+    def _expecting(self, tensor: torch.Tensor, abstain: bool) -> BucketPlanes:
+        """Those of the tensor, which will write into a ballot of its own."""
+        there, nbytes = self._planes_of(tensor), plane_bytes(tensor.numel())
+        there.forget()
+        there.ballot = Planes(np.empty(nbytes, np.uint8), np.empty(nbytes, np.uint8) if abstain else None)
+        return there
+
+
+def _fetched(there: BucketPlanes) -> Planes:
     there.send_to_host()
-    zeros, nans = there.fetch()
-    return Planes(ballot.sign, ballot.nonzero if zeros or nans else None)
+    (zeros, nans), (sign, nonzero) = there.fetch(), there.ballot
+    there.ballot = _NO_BALLOT  # this one is the caller's
+    return Planes(sign, nonzero if zeros or nans else None)
+
+
+def pack(tensor: torch.Tensor, abstain: bool) -> Planes:
+    """As `Singles.pack`, of a tensor of which there is no other."""
+    return Singles().pack(tensor, abstain)
+
+
+def are_alike(gradient: torch.Tensor, m: torch.Tensor) -> bool:
+    """Whether a gradient and a float32 momentum are in C order and can be read as they are, in one pass over both."""
+    return (
+        gradient.dtype in DTYPES
+        and m.dtype == torch.float32
+        and (m.device, m.shape) == (gradient.device, gradient.shape)
+        and all(map(_lies_in_c_order, (gradient, m)))
+    )
+
+
+def _lies_in_c_order(x: torch.Tensor) -> bool:
+    strided = x.layout is torch.strided and x.is_contiguous() and not x.is_neg() and has_memory(x)
+    return strided and (x.data_ptr() != 0 or not x.numel())
 
 
 def readable(tensor: torch.Tensor) -> torch.Tensor:
@@ -63,19 +131,6 @@ def readable(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.data_ptr() or not tensor.numel() else tensor.clone()
 
 
-def unpack(decided: Planes, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """The vote on one tensor: -1, 0 or +1."""
-    votes = torch.empty(shape, dtype=dtype, device=device)
-    there = planes_on(votes.device, _words(votes), _NO_BALLOT)
-    received, _ = there.receive(decided)
-    there.unpack(DTYPES[dtype], [0], [votes], received)
-    return votes
-
-
-def _words(tensor: torch.Tensor) -> Words:
-    """Those of a bucket that has nothing but this tensor."""
-    n = tensor.numel()
-    return Words((n,), (0,), plane_bytes(n))
-
-
+_FIRST = [0]  # the number of the only tensor
 _NO_BALLOT = Planes(np.empty(0, np.uint8), np.empty(0, np.uint8))
+_KEPT = 256  # sizes of tensors: there are fewer in a model

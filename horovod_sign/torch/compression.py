@@ -5,7 +5,7 @@ an int64 tensor, added by an ordinary allreduce) and comes back as the vote, -1,
 """
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import horovod.torch as hvd
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from horovod_sign import rules
 from horovod_sign.algebra import counts_bits
 from horovod_sign.tensors import planes
-from horovod_sign.tensors.ballots import local_ballot
+from horovod_sign.tensors.ballots import local_ballot, state_of
 from horovod_sign.voting import messages
 
 
@@ -27,16 +27,13 @@ class SignCompressor:
         self.rule, self._abstain = rules.check_rule(rule), abstain
         self._parameters = None if named_parameters is None else [p for _, p in named_parameters]
         self._states: dict[torch.Tensor, dict] = {}
+        self._singles = planes.Singles()
 
     # Dynamo would trace into the kernels, whose addresses it takes for numbers.
     @torch.compiler.disable
     def compress(self, tensor: torch.Tensor) -> tuple[torch.Tensor, Any]:
         """The fields of this rank's ballot, as int64 words, and what `decompress` needs."""
-        voted = tensor
-        if not self.rule.takes_gradient:
-            state = self._state_of(tensor) if self.rule.states or self.rule.warmup_steps else {}
-            voted = local_ballot(self.rule, tensor, state, rules.warming_up(self.rule, state))
-        ballot = planes.pack(voted, self._abstain)
+        ballot = self._ballot_on(tensor)
         words = messages.encode_fields(ballot, counts_bits(hvd.size()))
         return torch.from_numpy(words), _Context(tensor.shape, tensor.dtype, tensor.device, ballot)
 
@@ -51,7 +48,20 @@ class SignCompressor:
         words, bits = tensor.numpy(), counts_bits(hvd.size())
         check_summed(words, messages.encode_fields(ctx.ballot, bits) if words[-1] <= 1 else None)
         decided = messages.decode_fields(words, bits, abstain=self._abstain)
-        return planes.unpack(decided, ctx.shape, ctx.dtype, ctx.device)
+        return self._singles.unpack(decided, ctx.shape, ctx.dtype, ctx.device)
+
+    def _ballot_on(self, gradient: torch.Tensor) -> messages.Planes:
+        rule, singles = self.rule, self._singles
+        if rule.takes_gradient:
+            return singles.pack(gradient, self._abstain)
+        state = self._state_of(gradient) if rule.states or rule.warmup_steps else {}
+        warm = rules.warming_up(rule, state)
+        if rule.betas is not None and rule.states:
+            m = state_of(gradient, state, *rule.states)  # the kernels know no more than one
+            if planes.are_alike(gradient, m):
+                betas = cast("tuple[float, float]", rule.betas)  # a rule with a state has both
+                return singles.interpolate_pack(gradient, m, betas, warm, self._abstain)
+        return singles.pack(local_ballot(rule, gradient, state, warm), self._abstain)
 
     def _state_of(self, gradient: torch.Tensor) -> dict:
         """The states of the parameter that `gradient` is the gradient of."""

@@ -14,7 +14,7 @@ class ReferencePlanes:
     packed = True
 
     def __init__(self, device, words, ballot):
-        self._words, self._ballot = words, ballot
+        self._words, self.ballot = words, ballot
         self.forget()
 
     def forget(self):
@@ -59,7 +59,7 @@ class ReferencePlanes:
 
     def _put(self, i, sign, nonzero, *counts):
         self._counts += counts
-        own_sign, own_nonzero = self._planes_of(self._ballot, i)
+        own_sign, own_nonzero = self._planes_of(self.ballot, i)
         own_sign[:] = sign
         if nonzero is not None:
             own_nonzero[:] = nonzero

@@ -1,6 +1,7 @@
 """The kernels for other devices against the native ones, bit for bit, on tensors of the CPU; and what is round them."""
 
 import os
+from copy import deepcopy
 
 import numpy as np
 import oracle
@@ -12,9 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from horovod_sign import rules
 from horovod_sign.algebra import native
-from horovod_sign.tensors import kernels
+from horovod_sign.tensors import kernels, planes
 from horovod_sign.tensors.bucketing import make_buckets
-from horovod_sign.tensors.devices import queues, triton_kernels
+from horovod_sign.tensors.devices import batches, queues, triton_kernels
 from horovod_sign.tensors.host import native_kernels
 from horovod_sign.tensors.words import Words
 from horovod_sign.torch.pipeline import Pipeline
@@ -243,6 +244,50 @@ def test_launches_of_a_step(kernels, tensors, most, momentum, monkeypatch):
     assert not counted.waits
     assert len(launched) == (2 * len(buckets) if kernels == "triton" else 0)
     assert len(launched) + len(counted.launches) <= most, counted.launches
+
+
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+@pytest.mark.parametrize("momentum", [False, True])
+@pytest.mark.parametrize(("kernels", "most"), [("triton", (3, 2)), ("operations", (45, 10))])
+def test_launches_of_a_single_tensor(kernels, most, momentum, monkeypatch):
+    """In Horovod's own wrapper: one copy each way, and by Triton one launch beside it; and what sets counts to zero."""
+    use_kernels(monkeypatch, kernels)
+    launched, uploaded = [], []
+    launch, upload = triton_kernels.TritonKernels._launch, batches._uploaded
+
+    def count(*arguments, **options):
+        launched.append("triton")
+        with _disable_current_modes():
+            launch(*arguments, **options)
+
+    monkeypatch.setattr(triton_kernels.TritonKernels, "_launch", staticmethod(count))
+    monkeypatch.setattr(batches, "_uploaded", lambda *table: uploaded.append(table) or upload(*table))
+    gradients = [torch.randn(100, device=DEVICE) for _ in range(8)]  # as layers that are alike have them
+    momenta, singles = [torch.zeros_like(g) for g in gradients], planes.Singles()
+    ballots = []
+    for step in range(2):
+        for g, m in zip(gradients, momenta, strict=True):
+            launched.clear()
+            uploaded.clear()
+            with Counted() as out:
+                if momentum:
+                    ballots.append(singles.interpolate_pack(g, m, (0.75, 0.75), False, True))
+                else:
+                    ballots.append(singles.pack(g, True))
+            out.launches += launched
+            assert step == 0 or not uploaded
+            launched.clear()
+            with Counted() as back:
+                vote = singles.unpack(ballots[-1], g.shape, g.dtype, g.device)
+            back.launches += launched
+            assert torch.equal(vote, g.sign())
+            if step:
+                assert not out.waits + back.waits
+                assert len(out.launches) <= most[0], out.launches
+                assert len(back.launches) <= most[1], back.launches
+    assert len({ballot.sign.ctypes.data for ballot in ballots}) == len(ballots)
+    copied = deepcopy(singles).pack(gradients[0], True)
+    np.testing.assert_array_equal(copied.sign, ballots[0].sign)
 
 
 def test_counts_begin_anew(on_device):

@@ -64,7 +64,7 @@ class Batch:
         found = self._known.pop(key, None)
         if found is None:
             found = Addresses(_uploaded(np.array(key, np.int64), self.device), all(a % 16 == 0 for a in key))
-        while len(self._known) >= _KEPT:
+        while len(self._known) >= max(_KEPT, _KEPT_ADDRESSES // len(key)):
             del self._known[next(iter(self._known))]
         self._known[key] = found
         return found
@@ -78,7 +78,9 @@ class Batch:
         return np.concatenate(rows).reshape(-1)
 
 
-_KEPT = 6  # tables of addresses of a batch: of gradients, momenta and parameters, and those of a step before
+# Tables of addresses of a batch: of gradients, momenta and parameters, and those of a step before; and if it is one
+# tensor, of all tensors of its size.
+_KEPT, _KEPT_ADDRESSES = 6, 4096
 
 
 def tiles_of(length: int) -> int:

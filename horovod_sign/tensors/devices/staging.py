@@ -63,7 +63,7 @@ class Staging:
 
     def __init__(self, device: torch.device, words: Words, ballot: Planes, kernels: Kernels):
         self._device, self._words, self._plane_bytes = device, words, words.plane_bytes
-        self._host_ballot = ballot
+        self.ballot = ballot
         self._firsts = np.cumsum([0, *map(tiles_of, words.lengths)]).tolist()
         self._kernels, self._queue = kernels, queue_of(device)
         self._batches = Kept()
@@ -127,7 +127,7 @@ class Staging:
         if not self.packed:
             self._queue.wait(self._copied)
         host, n, zeros_nans = self._host.numpy(), self._plane_bytes, np.zeros(2, np.int64)
-        counts, (sign, nonzero) = host[2 * n :].view(np.int32).reshape(-1, 2), self._host_ballot
+        counts, (sign, nonzero) = host[2 * n :].view(np.int32).reshape(-1, 2), self.ballot
         for numbers, one_bit in self._packed:
             for start, stop in _runs(self._words, numbers):
                 sign[start:stop] = host[start:stop]
