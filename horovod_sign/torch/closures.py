@@ -30,12 +30,13 @@ class VotedClosure:
             self._optimizer.vote_on_gradients()
             return loss
         if self._votes.new_gradients():
-            self._optimizer.vote_on_gradients()
+            self._optimizer.vote_anew()
         return self._mean(loss)
 
     def _mean(self, loss):
         known = isinstance(loss, int | float) or (isinstance(loss, torch.Tensor) and loss.numel() == 1)
-        total, number = self._votes.total([float(loss), 1.0] if known else [0.0, 0.0], "loss")
+        value = loss.detach() if isinstance(loss, torch.Tensor) else loss  # torch warns of a number with a graph
+        total, number = self._votes.total([float(value), 1.0] if known else [0.0, 0.0], "loss")
         if not known:
             return loss
         return torch.full_like(loss, total / number) if isinstance(loss, torch.Tensor) else total / number

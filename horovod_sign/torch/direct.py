@@ -226,7 +226,8 @@ class DirectCollectives:
     def _ask(self, number: int):
         if number not in self._questions:
             name = f"{self._name}.{number}"
-            self._questions[number] = hvd.allreduce_async(torch.ones(1, device="cpu"), name=name, op=hvd.Sum)
+            mine = torch.ones(1, dtype=torch.float32, device="cpu")
+            self._questions[number] = hvd.allreduce_async(mine, name=name, op=hvd.Sum)
 
     def _may_conclude(self, number: int) -> bool:
         handle = self._questions[number]

@@ -95,7 +95,7 @@ class JoinCheck(Everybody):
 
     def __init__(self, name: str, notice: bool):
         self.notices = 0
-        mine = torch.tensor([1.0, notice], device="cpu")
+        mine = torch.tensor([1.0, notice], dtype=torch.float32, device="cpu")
         self._handle = hvd.allreduce_async(mine, name=f"{name}.present", op=hvd.Sum)
 
     @property

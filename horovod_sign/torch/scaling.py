@@ -84,7 +84,7 @@ class Scaling:
         found.setdefault(torch.device("cpu"), torch.zeros((), device="cpu"))  # without any gradient it has no entry
         here = any(bool(each) for each in found.values())
         self._count(here)
-        counted = torch.tensor([float(here), 1.0], device="cpu")
+        counted = torch.tensor([float(here), 1.0], dtype=torch.float32, device="cpu")
         handle = hvd.allreduce_async(counted, name=f"{self._name}.found_inf", op=hvd.Sum, process_set=self._process_set)
         progress.until(lambda: hvd.poll(handle))
         overflows, voters = hvd.synchronize(handle).tolist()

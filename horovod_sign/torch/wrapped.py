@@ -121,6 +121,11 @@ class Distributed:
         elif not (self._synchronized and self._votes.untouched):
             raise AssertionError(_NOT_SYNCHRONIZED)
 
+    def vote_anew(self):
+        """A further vote of the same step, on gradients of a backward pass since the last."""
+        self._synchronized = False
+        self.vote_on_gradients()
+
     def zero_grad(self, set_to_none: bool = True):
         """As torch's; not while the gradients are being voted on."""
         if not self._votes.give_up():

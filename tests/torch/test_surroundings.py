@@ -71,12 +71,16 @@ def test_compiled_steps(made, what):
     np.testing.assert_allclose(p.detach().numpy(), expected(3), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("default", ["device", "dtype"])
 @pytest.mark.parametrize("made", ["auto", "exchange", "counts", "around SGD", "stock", "scaled"])
-def test_another_default_device(made):
-    """What we make ourselves is on the CPU, whatever the default."""
+def test_another_default(made, default):
+    """What we make ourselves is on the CPU, and of a dtype that Horovod sends, whatever the default."""
     p = torch.nn.Parameter(torch.zeros(N))
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
-    torch.set_default_device("meta")
+    scaler, gradients = torch.amp.GradScaler("cpu", init_scale=2.0), [gradient(i) for i in range(3)]
+    if default == "device":
+        torch.set_default_device("meta")
+    else:
+        torch.set_default_dtype(torch.bfloat16)
     try:
         if made == "scaled":
             optimizer = hvs.DistributedOptimizer(hvs.Signum([p], 0.1), grad_scaler=scaler, check_replicas=1)
@@ -84,7 +88,7 @@ def test_another_default_device(made):
             optimizer = MADE[made](p)
         for i in range(3):
             optimizer.zero_grad()
-            loss = (p * gradient(i)).sum()
+            loss = (p * gradients[i]).sum()
             if made == "scaled":
                 scaler.scale(loss).backward()
                 scaler.step(optimizer)
@@ -101,6 +105,7 @@ def test_another_default_device(made):
         (p * 2.0).sum().backward()
     finally:
         torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
     np.testing.assert_allclose(p.detach().numpy(), expected(3), rtol=1e-5, atol=1e-6)
 
 

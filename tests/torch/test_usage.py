@@ -293,6 +293,7 @@ def closure_of(net, optimizer, step, after=None):
 
 
 @pytest.mark.fault("closures")
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("transport", ["auto", "exchange"])
 @pytest.mark.parametrize("kind", ["LBFGS", "line search", "SAM"])
 def test_optimizers_that_need_their_closure(kind, transport):
