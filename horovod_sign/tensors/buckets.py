@@ -21,8 +21,8 @@ from horovod_sign.tensors.slots import Batch, Slot, batches_of
 from horovod_sign.tensors.words import Words
 from horovod_sign.voting.messages import Planes
 
-# Gradients are packed when so many coordinates of them have arrived: few calls, and before they have left the cache.
-PACK_COORDINATES = 2**20
+# Gradients are packed when so many coordinates of them have arrived: few calls, and still in the cache of all cores.
+PACK_COORDINATES = 2**22
 
 
 class Voter(Protocol):

@@ -16,6 +16,7 @@ and all then begin the collective. It is one bit beside a vote, in steps that ne
     counts      _COUNTED times in the trailing field, which counts the voters
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -45,11 +46,17 @@ def chunk_bounds(nbytes: int, size: int) -> list[tuple[int, int]]:
     return [(min(r * share, nbytes), min((r + 1) * share, nbytes)) for r in range(size)]
 
 
-def split(ballot: Planes, bounds: list[tuple[int, int]]) -> tuple[np.ndarray, list[int]]:
-    """The messages of a ballot, one per chunk, in one buffer; and the length of each."""
+def _new(size: int) -> np.ndarray:
+    return np.empty(size, np.uint8)
+
+
+def split(
+    ballot: Planes, bounds: list[tuple[int, int]], make: Callable[[int], np.ndarray] = _new
+) -> tuple[np.ndarray, list[int]]:
+    """The messages of a ballot, one per chunk, in one buffer, which `make` gives; and the length of each."""
     second = [ballot.nonzero is not None and not algebra.all_ones(ballot.nonzero[a:b]) for a, b in bounds]
     lengths = [1 + (b - a) * (1 + two) for (a, b), two in zip(bounds, second, strict=True)]
-    buffer = np.empty(sum(lengths), np.uint8)
+    buffer = make(sum(lengths))
     at = 0
     for (a, b), two in zip(bounds, second, strict=True):
         buffer[at] = 1 + two
@@ -79,17 +86,18 @@ def parse(buffer: np.ndarray, chunk_lengths: list[int]) -> list[Planes]:
     return chunks
 
 
-def join(chunks: list[Planes]) -> Planes:
-    """The whole planes of chunks in rank order."""
-    sign = np.concatenate([chunk.sign for chunk in chunks])
-    if all(chunk.nonzero is None for chunk in chunks):
+def join(chunks: list[Planes], make: Callable[[int], np.ndarray] = _new) -> Planes:
+    """The whole planes of chunks in rank order, in one buffer, which `make` gives."""
+    two, length = any(chunk.nonzero is not None for chunk in chunks), sum(len(chunk.sign) for chunk in chunks)
+    planes = make((1 + two) * length)
+    sign = np.concatenate([chunk.sign for chunk in chunks], out=planes[:length])
+    if not two:
         return Planes(sign)
-    nonzero = np.full(len(sign), 0xFF, np.uint8)
-    at = 0
+    nonzero, at = planes[length:], 0
     for chunk in chunks:
-        if chunk.nonzero is not None:
-            nonzero[at : at + len(chunk.sign)] = chunk.nonzero
-        at += len(chunk.sign)
+        end = at + len(chunk.sign)
+        nonzero[at:end] = 0xFF if chunk.nonzero is None else chunk.nonzero
+        at = end
     return Planes(sign, nonzero)
 
 
@@ -112,33 +120,61 @@ def decode_fields(words: np.ndarray, bits: int, *, abstain: bool) -> Planes:
     return Planes(*algebra.decode_counts(bits, words[:-1].view(np.uint8), int(words[-1]), n, not abstain))
 
 
+class Memory:
+    """What the votes of one bucket write into, one after the other: new memory costs more than what is copied there."""
+
+    def __init__(self) -> None:
+        self._sent = self._decided = _new(0)
+
+    def lend(self, size: int) -> np.ndarray:
+        """For messages. Until it is given back, which that of a failed vote never is, others get other memory."""
+        memory, self._sent = self._sent, _new(0)
+        return memory[:size] if len(memory) >= size else _new(size)
+
+    def give_back(self, lent: np.ndarray) -> None:
+        """Nobody reads the messages in it any more."""
+        self._sent = lent if lent.base is None else lent.base
+
+    def decided(self, size: int) -> np.ndarray:
+        """For decided planes, which the next vote overwrites."""
+        if len(self._decided) < size:
+            self._decided = _new(size)
+        return self._decided[:size]
+
+
 class Notices:
     """The functions above for one vote, with or without a notice.
 
     Args:
         given: whether this rank's ballot carries a notice.
+        memory: of the bucket that is voted on.
 
     Attributes:
         found: whether any ballot of the vote did; once it is decided the same on all ranks.
     """
 
-    tally, join = staticmethod(tally), staticmethod(join)
+    tally = staticmethod(tally)
 
-    def __init__(self, given: bool) -> None:
-        self.found = given
+    def __init__(self, given: bool, memory: Memory | None = None) -> None:
+        self.found, self._memory = given, memory or Memory()
+        self._sent = _new(0)
 
     def split(self, ballot: Planes, bounds: list[tuple[int, int]]) -> tuple[np.ndarray, list[int]]:
-        buffer, lengths = split(ballot, bounds)
+        self._sent, lengths = buffer, _ = split(ballot, bounds, self._memory.lend)
         if self.found:
             buffer[np.cumsum([0, *lengths[:-1]])] |= _NOTICE
         return buffer, lengths
 
     def parse(self, buffer: np.ndarray, chunk_lengths: list[int]) -> list[Planes]:
+        self._memory.give_back(self._sent)
         try:
             return parse(buffer, chunk_lengths)
         except RuntimeError:
             self._take_notices(buffer, chunk_lengths)
             return parse(buffer, chunk_lengths)
+
+    def join(self, chunks: list[Planes]) -> Planes:
+        return join(chunks, self._memory.decided)
 
     def encode_fields(self, ballot: Planes, bits: int) -> np.ndarray:
         words = encode_fields(ballot, bits)

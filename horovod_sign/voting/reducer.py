@@ -8,13 +8,14 @@ next vote when the one before is decided.
 
 import contextlib
 import time
+import weakref
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, Protocol
 
 from horovod_sign.voting import progress
 from horovod_sign.voting.choice import choose
 from horovod_sign.voting.collectives import Collectives
-from horovod_sign.voting.messages import Notices, Planes
+from horovod_sign.voting.messages import Memory, Notices, Planes
 from horovod_sign.voting.protocols import PROTOCOLS, Vote
 
 
@@ -79,6 +80,7 @@ class Reducer:
         self._packing: list[Bucket] = []
         self._votes: dict[Bucket, Vote] = {}
         self._notices: dict[Bucket, Notices] = {}
+        self._memory: weakref.WeakKeyDictionary[Bucket, Memory] = weakref.WeakKeyDictionary()
         self._error: Exception | None = None
 
     def add(self, buckets: list[Bucket]) -> None:
@@ -238,7 +240,7 @@ class Reducer:
         """The protocol of a vote on a bucket whose ballot is packed."""
         ballot = bucket.collect()
         self._tell_of_error(bucket)
-        ops = self._notices[bucket] = Notices(self.notice)
+        ops = self._notices[bucket] = Notices(self.notice, self._memory.setdefault(bucket, Memory()))
         rank, size = self._collectives.rank, self._collectives.size
         return self._protocol_of(bucket)(ballot, rank, size, abstain=self._abstain, ops=ops)
 

@@ -7,7 +7,7 @@ import pytest
 from horovod_sign.algebra import pack_ballot, unpack_votes
 from horovod_sign.voting import replicas
 from horovod_sign.voting.collectives import Allgather, Allreduce, Alltoall
-from horovod_sign.voting.messages import Notices, Planes
+from horovod_sign.voting.messages import Memory, Notices, Planes
 from horovod_sign.voting.protocols import PROTOCOLS
 
 
@@ -49,6 +49,26 @@ def test_a_notice_of_any_rank_reaches_all_and_changes_no_vote(transport, size, a
         assert [each.found for each in ops] == [bool(givers)] * size
         for each in decided:
             np.testing.assert_array_equal(unpack_votes(*each, 300), oracle.vote(inputs, abstain))
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_votes_that_follow_each_other_in_the_same_memory(size):
+    memories = [Memory() for _ in range(size)]
+    for seed, zeros in enumerate([0, 300, 7, 0, 40]):  # second planes in some chunks, in all, in none
+        inputs = [oracle.gradients(size * seed + rank, 300, np.float32) for rank in range(size)]
+        for each in inputs:
+            each[~(np.abs(each) > 0)] = 1  # NaN too
+            each[:zeros] = 0
+        ops = [Notices(False, memory) for memory in memories]
+        ballots = [Planes(*pack_ballot(x)[:2]) for x in inputs]
+        if seed == 3:  # one fails when its messages are on their way, and is read late
+            late = ops[0].split(ballots[0], [(0, 40)])[0]
+            kept = late.copy()
+            ops[0] = Notices(False, memories[0])
+        decided = run([PROTOCOLS["exchange"](ballots[r], r, size, abstain=True, ops=ops[r]) for r in range(size)])
+        for each in decided:
+            np.testing.assert_array_equal(unpack_votes(*each, 300), oracle.vote(inputs, True))
+    np.testing.assert_array_equal(late, kept)
 
 
 def items(lr=0.1, crc="aa", more=()) -> list[replicas.Item]:
