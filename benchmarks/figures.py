@@ -79,6 +79,11 @@ def take(folder: Path):
             shutil.copyfile(folder / name, DOCS / name)
 
 
+def record(check: str, found: str):
+    """Keeps what a check found, for `take`."""
+    append(CHECKS, {"check": check, "found": found, **about()})
+
+
 def _with_others(name: str, lines: list[dict]) -> list[dict]:
     """Checks and settings that were not run again stay as they were."""
     if name not in SETTINGS:
@@ -108,7 +113,7 @@ def main(arguments=None):
     parser.add_argument("--record", nargs=2, metavar=("CHECK", "WHAT"), help="what a check found, for --take")
     args = parser.parse_args(arguments)
     if args.record:
-        append(CHECKS, dict(zip(("check", "found"), args.record, strict=True)) | about())
+        record(*args.record)
         return
     if args.take:
         take(args.take)

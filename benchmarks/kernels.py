@@ -13,7 +13,6 @@ Where all planes start at the same place in their pages ("aligned"), they compet
 """
 
 import argparse
-import json
 import platform
 import time
 from collections.abc import Callable
@@ -217,8 +216,7 @@ def main(arguments=None):
     )
     parser.add_argument("--threads", type=int, default=1, help="of the kernels; default: 1")
     parser.add_argument("--only", default="", help="run only the kernels whose name has this in it")
-    parser.add_argument("--json", metavar="FILE", help="to write the table to")
-    parser.add_argument("--records", metavar="FILE", help="to append a line for each kernel to")
+    parser.add_argument("--json", help="file to append results to")
     arguments = parser.parse_args(arguments)
 
     n = int(arguments.coordinates)
@@ -239,9 +237,6 @@ def main(arguments=None):
             flush=True,
         )
     if arguments.json:
-        with open(arguments.json, "w") as file:
-            json.dump({**vars(arguments), "kernels": rows}, file, indent=2)
-    if arguments.records:
         what, when = {"set": kernels.name, "threads": kernels.threads, "coordinates": n}, about()
         for row in rows:
-            append(Path(arguments.records), {**what, **row, **when})
+            append(Path(arguments.json), {**what, **row, **when})

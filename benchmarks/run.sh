@@ -35,7 +35,7 @@ measure() { # LAUNCHER... -- RATE
 compare_with_advice() { # LAUNCHER... -- RATE: what advise predicts, what is, and what advise predicts again
     local launcher=() methods="float32 float16 signsgd_counts signsgd_exchange signsgd_one_bit"
     while [ "$1" != -- ]; do launcher+=("$1"); shift; done
-    local advise=(python -m benchmarks advise --parameters 25.6e6 --rate "$2" --file "$out/advise.jsonl")
+    local advise=(python -m benchmarks advise --parameters 25.6e6 --rate "$2" --json "$out/advise.jsonl")
     "${launcher[@]}" "${advise[@]}"
     # shellcheck disable=SC2086 # several methods
     "${launcher[@]}" python -m benchmarks step --rate "$2" --rounds "$rounds" --methods $methods --json "$out/advise.jsonl"
@@ -45,7 +45,7 @@ compare_with_advice() { # LAUNCHER... -- RATE: what advise predicts, what is, an
 memory=(mpirun -np 2 --oversubscribe --bind-to none --mca mpi_yield_when_idle 1)
 {
     for threads in 1 2; do
-        python -m benchmarks kernels --threads $threads --records "$out/kernels.jsonl"
+        python -m benchmarks kernels --threads $threads --json "$out/kernels.jsonl"
     done
     for few in 1e5 1e6; do # small models
         "${memory[@]}" python -m benchmarks step --rate "shared memory" --rounds 200 --coordinates $few \

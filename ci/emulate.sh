@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the kernels' tests with the wheel for 64-bit ARM, without such a machine: qemu emulates one for a Python of
+# Runs the kernels' tests (kernel_tests.txt) with the wheel for 64-bit ARM, without such a machine: qemu emulates one for a Python of
 # Debian's. It shows whether results are right, not how fast they come, and no MPI and no framework is there.
 #
 #   MACHINES=aarch64 ci/packages.sh && ci/emulate.sh       any options of pytest
@@ -44,5 +44,4 @@ assert kernels().name == "neon", kernels()
 print(platform.machine(), platform.python_version(), "kernels in use:", kernels().name)'
 # races.cpp is compiled for this machine, not for that one.
 "$out/python" -m pytest -q -p no:cacheprovider --noconftest --override-ini addopts=--import-mode=importlib \
-    --deselect tests/core/test_threads.py::test_no_race_between_threads tests/core/test_packing.py tests/core/test_tally.py \
-    tests/core/test_counts_fields.py tests/core/test_update.py tests/core/test_threads.py tests/core/test_properties.py "$@"
+    --deselect tests/core/test_threads.py::test_no_race_between_threads @ci/kernel_tests.txt "$@"

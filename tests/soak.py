@@ -20,11 +20,13 @@ from mpi4py import MPI
 
 import horovod_sign.torch as hvs
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 sys.path.insert(0, str(Path(__file__).resolve().parent / "support"))
 import torch_tasks as tasks
 from progress import Progress
-from recording import ROOT, about, append
+
+from benchmarks import figures
 
 FAULTS = ["nan", "inf", "overflow", "no gradient", "flipped", "constant", "silent", "late", "unused"]
 SHARED = ["checkpoint", "freeze", "unfreeze", "synchronize", "empty step"]
@@ -150,7 +152,7 @@ def main(steps: int):
             "bit-identical at the end, all scales equal and momenta finite, memory of the largest rank "
             f"{early:.1f} MB early on and {end:.1f} MB at the end"
         )
-        append(ROOT / "build" / "benchmarks" / "checks.jsonl", {"check": "soak", "found": found, **about()})
+        figures.record("soak", found)
 
 
 if __name__ == "__main__":

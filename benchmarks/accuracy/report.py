@@ -7,12 +7,13 @@ from typing import NamedTuple
 
 import matplotlib
 import numpy as np
-from recording import find, markdown, read
+from recording import find, markdown, origin, read
 
 from benchmarks.accuracy import curves
 from benchmarks.accuracy.curves import GOAL
 from benchmarks.accuracy.simulated import CURVE_OF, POWERSGD_FROM
 from benchmarks.accuracy.task import EARLIER, Task
+from benchmarks.tables import LINKS
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -41,7 +42,6 @@ COLOURS = {
     "signsgd_one_bit": "#2a6f97",
     "signum_one_bit": "#e58bb0",
 }
-LINKS = {"100mbit": "0.1 Gbit/s", "1gbit": "1 Gbit/s", "10gbit": "10 Gbit/s", "shared memory": "shared memory"}
 
 
 class Method(NamedTuple):
@@ -248,7 +248,7 @@ def _seconds(took: float) -> str:
     return f"{took:.3g} s" if math.isfinite(took) else "not reached"
 
 
-def origin(trainings: list[dict], methods: dict[str, Method]) -> str:
+def origins(trainings: list[dict], methods: dict[str, Method]) -> str:
     """When, where and by which code the lines that were used were measured."""
     used = {
         "Accuracy by step": [run for method in methods.values() for run in method.runs + method.tuning],
@@ -258,14 +258,10 @@ def origin(trainings: list[dict], methods: dict[str, Method]) -> str:
     lines = []
     for what, of in used.items():
         if of:
-            dates, loads = sorted(line["date"] for line in of), [line["load"] for line in of]
-            commits = ", ".join(sorted({line["commit"] for line in of}))
             rounds = {line["rounds"] for line in of if "rounds" in line}
             many = f", medians of {' or '.join(map(str, sorted(rounds)))} rounds" if rounds else ""
-            lines.append(
-                f"- {what}{many}: {dates[0]} to {dates[-1]}, commit {commits}, {of[0]['machine']}, load {min(loads):g} "
-                f"to {max(loads):g}{BUSY if what != 'Accuracy by step' and max(loads) > QUIET else ''}"
-            )
+            busy = what != "Accuracy by step" and max(line["load"] for line in of) > QUIET
+            lines.append(f"- {what}{many}: {origin(of)}{BUSY if busy else ''}")
     return "\n".join(lines)
 
 
@@ -319,7 +315,7 @@ def main(out: Path, task: Task):
     parts = {"verdict": verdict(methods), "times": time_table(methods), "curves": curve_table(methods)}
     parts |= {
         "whole": whole and f"Whole trainings, beside what was combined:\n\n{whole}",
-        "origin": origin(trainings, methods),
+        "origin": origins(trainings, methods),
         "where": _where(task, methods),
     }
     parts |= {**task.what(), "workers": task.workers, "steps": task.steps, "passes": task.passes()}
