@@ -50,7 +50,7 @@ fi
 
 work=$(mktemp -d "$cache/.$key.building-XXXXXX")
 trap 'rm -rf "$work"' EXIT
-say "horovod $version: building from its source distribution (once; about 4 minutes on 2 idle cores)"
+say "horovod $version: building from its source distribution (once; one or two minutes on 2 idle cores)"
 # All of these parts, but for those that the caller's environment leaves out by HOROVOD_WITHOUT_...=1.
 for part in MPI GLOO PYTORCH TENSORFLOW; do
     without=HOROVOD_WITHOUT_$part

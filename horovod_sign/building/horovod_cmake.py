@@ -13,8 +13,9 @@ built for here:
 - how a CUDA stream is had of TensorFlow's: by a function of its interface, since the one declared is exported no more;
 - a PyTorch built for CUDA, where no GPU operations are asked for: Horovod would want CUDA's toolkit for it.
 
-And it compiles less: without debugging information, by Ninja where that is installed, and what
-PyTorch's and TensorFlow's libraries have in common is compiled once. The libraries find those of the same Python
+And it compiles less: without debugging information, by Ninja where that is installed, what PyTorch's and TensorFlow's
+libraries have in common once, several files at a time, of PyTorch's headers those that are needed; and PyTorch is asked
+once. (Builds for GPUs have of that what could be tried for them.) The libraries find those of the same Python
 environment (an Open MPI from PyPI) relative to themselves, so that a wheel works in another environment too.
 
 This file stands alone, and can be run without being installed.
@@ -103,8 +104,11 @@ def edits(environment: Mapping[str, str], torch: tuple[int, int]) -> list[Edit]:
     found += [
         Edit("CMakeLists.txt", "include(CheckLanguage)\n", "if(FALSE)\ninclude(CheckLanguage)\n"),
         Edit("CMakeLists.txt", "macro(ADD_CUDA)\n", "endif()\nmacro(ADD_CUDA)\n"),
-        Edit("cmake/Modules/FindPytorch.cmake", *_NO_CUDA),
+        Edit("cmake/Modules/FindPytorch.cmake", "# Try to find Pytorch\n", _PYTORCH),
         Edit("CMakeLists.txt", "#MXNet\n", _COMMON),
+        Edit("third_party/gloo/gloo/CMakeLists.txt", "add_library(gloo ", _APART + "add_library(gloo "),
+        Edit("horovod/torch/adapter_v2.h", _ALL_HEADERS, "#include <torch/types.h>\n"),
+        Edit("horovod/torch/mpi_ops_v2.cc", _ALL_HEADERS, _BINDING_HEADERS),
     ]
     for framework, library in (
         ("torch", "add_library(${PYTORCH_TARGET_LIB} SHARED "),
@@ -125,10 +129,39 @@ _STREAM = """inline GpuStreamHandle AsGpuStreamValue(Stream* stream) {
   return static_cast<GpuStreamHandle>(stream->platform_specific_handle().stream);
 }
 """
-_NO_CUDA = (
-    'string(TOUPPER "${Pytorch_CUDA}" Pytorch_CUDA)\n',
-    'set(Pytorch_CUDA "FALSE")\n',
-)
+# In place of what follows, which starts Python, and imports PyTorch, seven times, and asks for what CUDA it is built.
+_PYTORCH = """execute_process(COMMAND ${PY_EXE} -c "
+import sys
+answer, sys.stdout = sys.stdout, sys.stderr  # which PyTorch may write to
+import torch
+from torch.utils.cpp_extension import CppExtension
+it = CppExtension('', [])
+abi = str(int(torch.compiled_with_cxx11_abi()))
+print('set(Pytorch_VERSION', torch.__version__, ')', file=answer)
+print('set(Pytorch_CXX11', abi, ')', file=answer)
+print('set(Pytorch_COMPILE_FLAGS -D_GLIBCXX_USE_CXX11_ABI=' + abi, ')', file=answer)
+for name, values in ('INCLUDE_DIRS', it.include_dirs), ('LIBRARY_DIRS', it.library_dirs), ('NAMES', it.libraries):
+    print('set(Pytorch_' + name, *('[==[' + each + ']==]' for each in values), ')', file=answer)
+"                OUTPUT_FILE "${CMAKE_BINARY_DIR}/pytorch.cmake" RESULT_VARIABLE _failed)
+if(NOT _failed)
+    include("${CMAKE_BINARY_DIR}/pytorch.cmake")
+endif()
+foreach(_LIB IN LISTS Pytorch_NAMES)
+    find_library(FOUND_LIB_${_LIB} NAMES ${_LIB} HINTS ${Pytorch_LIBRARY_DIRS})
+    list(APPEND Pytorch_LIBRARIES ${FOUND_LIB_${_LIB}})
+endforeach()
+set(Pytorch_CUDA FALSE)
+set(Pytorch_ROCM FALSE)
+include(FindPackageHandleStandardArgs)
+find_package_handle_standard_args(Pytorch REQUIRED_VARS Pytorch_VERSION VERSION_VAR Pytorch_VERSION)
+return()
+"""
+_ALL_HEADERS = "#include <torch/extension.h>\n#include <torch/torch.h>\n"
+_BINDING_HEADERS = "#include <torch/types.h>\n#include <torch/csrc/utils/pybind.h>\n"
+# Has a name that another file has too, of something else.
+_APART = """set_source_files_properties(
+  ${CMAKE_CURRENT_SOURCE_DIR}/allreduce_local.cc PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
+"""
 # After TensorFlow, whose Eigen and FlatBuffers are then the ones to include, as they are for its own library.
 _COMMON_OBJECTS = "$<TARGET_OBJECTS:horovod_common> "
 _COMMON = """add_library(horovod_common OBJECT ${SOURCES})
@@ -157,6 +190,8 @@ def arguments_to_configure(gpus: bool) -> list[str]:
         "-DCMAKE_POLICY_VERSION_MINIMUM=3.5",  # or CMake 4 refuses its Gloo
         f"-DCMAKE_CXX_FLAGS={' '.join(filter(None, [os.environ.get('CXXFLAGS'), '-include cstdint']))}",
     ]
+    if not gpus:
+        given += ["-DCMAKE_UNITY_BUILD=ON", "-DCMAKE_UNITY_BUILD_BATCH_SIZE=10"]  # as many files at a time
     folders = run_path(_linked_folders(), Path(sysconfig.get_path("platlib")), Path(sys.prefix))
     if folders:
         given += ["-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON", f"-DCMAKE_INSTALL_RPATH={';'.join(folders)}"]

@@ -189,6 +189,10 @@ class TestCMakeForHorovod:
         given = capfd.readouterr().out.splitlines()
         assert given[:4] == [str(source), "-DCMAKE_BUILD_TYPE=RelWithDebInfo", "-G", "Ninja"]
         assert any(each.startswith("-DCMAKE_INSTALL_RPATH=/opt/mpi/lib") for each in given)
+        unity = [
+            each for gpus in (False, True) for each in horovod_cmake.arguments_to_configure(gpus) if "UNITY" in each
+        ]
+        assert unity == ["-DCMAKE_UNITY_BUILD=ON", "-DCMAKE_UNITY_BUILD_BATCH_SIZE=10"]
         assert horovod_cmake.main(["--build", ".", "--config", "Release", "--", "-j8", "VERBOSE=1"]) == 0
         assert capfd.readouterr().out.splitlines()[:5] == ["--build", ".", "--config", "Release", "--parallel"]
         (source / "horovod" / "__init__.py").write_text("__version__ = '0.99'\n")
