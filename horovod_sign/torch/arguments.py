@@ -1,6 +1,7 @@
 """What `DistributedOptimizer` is given: checked before anything is built or sent."""
 
 from collections import Counter
+from collections.abc import Iterable
 
 import horovod.torch as hvd
 import torch
@@ -47,6 +48,11 @@ def names_by_parameter(named_parameters) -> dict[torch.Tensor, str]:
     if twice:
         raise ValueError(f"names in named_parameters must be unique, but these are not: {', '.join(twice)}")
     return {p: name for name, p in named}
+
+
+def names_in_groups(groups: Iterable[dict]) -> dict[torch.Tensor, str]:
+    """What an optimizer calls its parameters that was made of `model.named_parameters()`, as torch lets it since 2.6."""
+    return {p: name for group in groups for p, name in zip(group["params"], group.get("param_names", ()), strict=False)}
 
 
 def trainable(optimizer, names: dict[torch.Tensor, str]) -> dict[torch.Tensor, str]:

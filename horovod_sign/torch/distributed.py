@@ -16,6 +16,7 @@ from horovod_sign.torch.arguments import (
     check_named,
     check_parameters,
     names_by_parameter,
+    names_in_groups,
     trainable,
 )
 from horovod_sign.torch.compression import SignCompressor
@@ -59,7 +60,8 @@ def DistributedOptimizer(
     Args:
         optimizer: a torch optimizer that no other DistributedOptimizer wraps. Its state is kept. Use the returned one
             from then on.
-        named_parameters: `model.named_parameters()`, for error messages and agreement between ranks.
+        named_parameters: `model.named_parameters()`, for error messages and agreement between ranks. An optimizer that
+            was made of them (torch 2.6) knows them already.
         compression: `Compression.signsgd()`, `signum()`, `lion()` or `of(rule)`. Default, also under Horovod's name for
             it, `Compression.none`: what a `SignOptimizer` (`SignSGD`, `Signum`, `Lion`) says itself; around any other
             optimizer, signsgd. There is no way not to vote.
@@ -110,8 +112,9 @@ def DistributedOptimizer(
         check_voting(hvd, process_set, transport, backward_passes_per_step, hierarchical)
         check_every(check_replicas)
         rule = _chosen_rule(optimizer, compression)
-        labels = {} if named_parameters is None else names_by_parameter(named_parameters)
+        labels = names_in_groups(optimizer.param_groups)
         if named_parameters is not None:
+            labels = names_by_parameter(named_parameters)
             check_named(trainable(optimizer, labels), labels)
         parameters = trainable(optimizer, labels)
         check_parameters(parameters)

@@ -174,6 +174,10 @@ class Votes:
         # Parameters that have left are in buckets still, until votes have ended.
         self.pipeline.notice = self._agreed and any(slot.group is None for slot in self.pipeline.slots)
 
+    def learn_names(self, names: dict[torch.Tensor, str]):
+        """What to call parameters that have no names yet."""
+        self._labels.update({p: name for p, name in names.items() if p not in self._labels})
+
     def lapse(self):
         """Horovod has been initialised anew: forgets what was under way. All agree again at the next step."""
         self._agreed = False

@@ -14,6 +14,7 @@ from horovod_sign.rules import Rule
 from horovod_sign.statistics import VoteStatistics
 from horovod_sign.tensors.ballots import state_of
 from horovod_sign.torch import broadcasting, checkpoints
+from horovod_sign.torch.arguments import names_in_groups
 from horovod_sign.torch.closures import VotedClosure, takes_plain_steps
 from horovod_sign.torch.foreign import load_own
 from horovod_sign.torch.optimizers import take_step
@@ -137,6 +138,7 @@ class Distributed:
         groups, error = len(self.param_groups), None
         try:
             super().add_param_group(param_group)
+            self._votes.learn_names(names_in_groups(self.param_groups[groups:]))
         except Exception as invalid:  # whatever it is: the other ranks wait
             error = invalid
         try:

@@ -266,6 +266,16 @@ def test_names_of_what_is_added_later_are_kept():
         optimizer.step()
 
 
+def test_names_that_the_optimizer_was_given():
+    first, second = torch.nn.Linear(2, 2, bias=False), torch.nn.Linear(2 + RANK, 2, bias=False)
+    optimizer = hvs.DistributedOptimizer(torch.optim.SGD(first.named_parameters("first"), 0.1), check_replicas=0)
+    first.weight.grad = torch.full((2, 2), torch.nan)
+    with pytest.warns(RuntimeWarning, match=r"gradient of parameter first\.weight is NaN"):
+        optimizer.step()
+    with pytest.raises(ValueError, match=r"second\.weight: float32, shape \(2, 2\).* on rank 0"):
+        optimizer.add_param_group({"params": second.named_parameters("second")})
+
+
 class Searching(torch.optim.SGD):
     """Evaluates its closure in the middle of its step, as line searches do."""
 
