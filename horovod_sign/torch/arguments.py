@@ -51,7 +51,7 @@ def names_by_parameter(named_parameters) -> dict[torch.Tensor, str]:
 
 
 def names_in_groups(groups: Iterable[dict]) -> dict[torch.Tensor, str]:
-    """What an optimizer calls its parameters that was made of `model.named_parameters()`, as torch lets it since 2.6."""
+    """What optimizers that were made of `model.named_parameters()` (torch 2.6) call their parameters."""
     return {p: name for group in groups for p, name in zip(group["params"], group.get("param_names", ()), strict=False)}
 
 

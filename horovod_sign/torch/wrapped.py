@@ -13,7 +13,7 @@ import torch
 from horovod_sign.rules import Rule
 from horovod_sign.statistics import VoteStatistics
 from horovod_sign.tensors.ballots import state_of
-from horovod_sign.torch import broadcasting, checkpoints
+from horovod_sign.torch import broadcasting, checkpoints, copies
 from horovod_sign.torch.arguments import names_in_groups
 from horovod_sign.torch.closures import VotedClosure, takes_plain_steps
 from horovod_sign.torch.foreign import load_own
@@ -175,6 +175,12 @@ class Distributed:
                         state_of(p, state, name)
                     if rule.warmup_steps:
                         state.setdefault("step", 0)
+
+    def __deepcopy__(self, memo: dict):
+        return copies.deepcopy(self, memo)
+
+    def __reduce_ex__(self, protocol):
+        copies.refuse_pickling()
 
     def _step_of_base(self, *closure) -> Any:
         """The step of the optimizer as it was."""

@@ -1,6 +1,8 @@
 """Loops as users write them: what Horovod's scripts do works, and what cannot work is one sentence on all ranks."""
 
 import contextlib
+import copy
+import pickle
 import signal
 import warnings
 
@@ -290,6 +292,30 @@ def closure_of(net, optimizer, step, after=None):
         return loss
 
     return closure
+
+
+@pytest.mark.fault("forgotten-optimizer")
+@pytest.mark.parametrize("kind", ["SignSGD", "Signum", "Adam"])
+def test_a_copy_of_an_optimizer_can_be_saved_and_no_more(kind):
+    """Trainers keep one beside the best model; in torch's own pickle it would be an error about a class."""
+    net = tasks.model()
+    options = {"compression": hvs.Compression.signum(0.9)} if kind == "Adam" else {}
+    optimizer = wrap(plain_optimizer(kind, net.parameters()), net, **options)
+    tasks.train(net, optimizer, range(2))
+    best_net, best = copy.deepcopy((net, optimizer))
+    assert all(p is q for p, q in zip(best_net.parameters(), best.param_groups[0]["params"], strict=True))
+    saved = best.state_dict()
+    tasks.train(net, optimizer, range(2, 4))
+    for use in (best.step, best.zero_grad, best.synchronize, best.vote_statistics, lambda: hvs.gather_state_dict(best)):
+        with pytest.raises(RuntimeError, match="is a copy of one"):
+            use()
+    with pytest.raises(TypeError, match="cannot be pickled"):
+        pickle.dumps(optimizer)
+    other = wrap(plain_optimizer(kind, best_net.parameters()), best_net, **options)
+    other.load_state_dict(saved)
+    tasks.train(best_net, other, range(2, 4))
+    assert_equal(tasks.values(best_net), tasks.values(net))
+    tasks.assert_replicas_identical(net)
 
 
 @pytest.mark.fault("closures")
