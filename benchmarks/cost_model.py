@@ -25,10 +25,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from horovod_sign.options import BUCKET_CAP_MB, bucket_bytes
 from horovod_sign.voting import costs
 from horovod_sign.voting.costs import Cost
 
-BUCKET_BYTES = 25e6  # of gradients, in one vote of the PyTorch adapter
 VOTES = {"exchange", "signsgd", "signsgd_one_bit", "signum_one_bit"}  # methods whose votes travel by the exchange
 NOT_MODELLED = {"backward", "one_bit_alone", "one_bit_no_overlap"}
 
@@ -76,7 +76,7 @@ def setting(record: dict, cores: int, burst: float = 0.0) -> Setting:
 def ops_and_cost(s: Setting) -> tuple[int, Cost]:
     """The ops of Horovod, and what one rank sends."""
     if s.method in VOTES:
-        votes = math.ceil(4 * s.n / BUCKET_BYTES) if s.kind == "step" else 1
+        votes = math.ceil(4 * s.n / bucket_bytes(BUCKET_CAP_MB)) if s.kind == "step" else 1
         one = costs.exchange_cost(-(-s.n // votes), s.ranks, costs.usual_planes(s.ranks, s.abstain))
         return 2 * votes, Cost(votes * one.messages, votes * one.bytes)
     if s.method == "byte_allgather":

@@ -11,6 +11,9 @@ from typing import Any
 from horovod_sign.launched import warn_if_alone
 from horovod_sign.voting.protocols import check_transport
 
+BUCKET_CAP_MB = 64.0
+"""Megabytes (10^6 bytes) of gradients that PyTorch's adapter votes on together, unless it is told otherwise."""
+
 
 def require_horovod(hvd: Any, before: str = "the first vote") -> None:
     """Raises unless Horovod is initialised."""

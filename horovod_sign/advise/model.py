@@ -13,9 +13,9 @@ from typing import Any
 from horovod_sign.advise.layout import Layout, bytes_of, messages_of
 from horovod_sign.advise.measure import Speeds, Way
 from horovod_sign.algebra import counts_bits
+from horovod_sign.options import BUCKET_CAP_MB, bucket_bytes
 from horovod_sign.voting import choice, costs
 
-BUCKET_BYTES = 25e6  # of gradients, in one vote
 FUSED_BYTES = 2**27  # that Horovod sums at once
 METHODS = ("float32", "float16", "counts", "exchange", "one bit", "hierarchical")
 VOTES = METHODS[2:]
@@ -57,7 +57,7 @@ def sent_bytes(method: str, n: int, where: Layout) -> int:
 
 
 def _buckets(n: int) -> int:
-    return max(1, math.ceil(4 * n / BUCKET_BYTES))
+    return max(1, math.ceil(4 * n / bucket_bytes(BUCKET_CAP_MB)))
 
 
 def _seconds(collective: str, size: float, times: int, where: Layout, ways: dict[str, Way]) -> float:

@@ -32,9 +32,9 @@ def test_what_collectives_send():
 
 
 def test_predictions_are_their_formulas():
-    """4 hosts of one rank: eight buckets and more, one ring each, or an alltoall and an allgather."""
-    where, plane, buckets = Layout(4, 1, 4), N // 8, 9
-    assert buckets == -(-4 * N // 25_000_000)
+    """4 hosts of one rank: three buckets and more, one ring each, or an alltoall and an allgather."""
+    where, plane, buckets = Layout(4, 1, 4), N // 8, 4
+    assert buckets == -(-4 * N // 64_000_000)
     fused = 2  # messages of 128 MiB
     floats = fused * 1e-3 + fused * 6e-5 + 1.5 * 4 * N * 1e-8 + 3 * N * 1e-10
     assert predict("float32", N, where, SPEEDS) == pytest.approx(floats)
@@ -55,8 +55,8 @@ def test_small_models_go_past_the_engine():
 
 def test_hierarchical_votes_are_of_hosts():
     where = Layout(8, 2, 4)
-    inside = 9 * 2 * 1e-6 + 4 * N * 1e-9 + 9 * 4e-6 + N / 16 * 4e-9
-    expected = 2 * 9 * 1e-3 + inside + predict("exchange", N, Layout(4, 1, 4), SPEEDS) + N * 1e-10
+    inside = 4 * 2 * 1e-6 + 4 * N * 1e-9 + 4 * 4e-6 + N / 16 * 4e-9
+    expected = 2 * 4 * 1e-3 + inside + predict("exchange", N, Layout(4, 1, 4), SPEEDS) + N * 1e-10
     assert predict("hierarchical", N, where, SPEEDS) == pytest.approx(expected)
     assert sent_bytes("hierarchical", N, where) == sent_bytes("exchange", N, Layout(4, 1, 4))
     for other in (Layout(4, 1, 4), Layout(4, 4, 1)):

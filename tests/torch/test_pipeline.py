@@ -269,7 +269,7 @@ def test_defaults_are_what_the_documentation_says():
         "process_set": hvd.global_process_set,
         "abstain": True,
         "transport": "auto",
-        "bucket_cap_mb": 25.0,
+        "bucket_cap_mb": 64.0,
         "overlap": True,
         "grad_scaler": None,
         "sparse_as_dense": True,
