@@ -66,7 +66,7 @@ def to_planes(all_ballots: list[tf.Tensor], abstain: bool) -> tuple[tf.Tensor, t
     return tf.cast(bytes_of, tf.uint8), tf.cast(tf.bitwise.right_shift(bytes_of, np.uint16(8)), tf.uint8)
 
 
-def _gather_rows(ballots):
+def _gather_rows(ballots: tf.Tensor) -> tf.Tensor:
     places = np.arange(8, dtype=ballots.dtype.as_numpy_dtype)[:, None]
     return tf.reduce_sum(tf.bitwise.left_shift(tf.reshape(ballots, [8, -1]), places), axis=0)
 
@@ -77,7 +77,7 @@ def to_numbers(all_ballots: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     return tf.cast(tf.where(all_ballots >= VOTES, sign, tf.zeros_like(sign)), dtype)
 
 
-def _whole_words(x, padding):
+def _whole_words(x: tf.Tensor, padding: np.integer) -> tf.Tensor:
     flat = tf.reshape(x, [-1])
     missing = -flat.shape[0] % 64
     return tf.pad(flat, [[0, missing]], constant_values=tf.constant(padding, x.dtype)) if missing else flat
@@ -103,5 +103,5 @@ def to_votes(sign: tf.Tensor, nonzero: tf.Tensor | None, dtype: tf.DType) -> tf.
     return tf.cast(votes, dtype)
 
 
-def _spread_rows(plane):
+def _spread_rows(plane: tf.Tensor) -> tf.Tensor:
     return tf.bitwise.bitwise_and(tf.bitwise.right_shift(plane[None], _PLACES[:, None]), np.uint8(1))

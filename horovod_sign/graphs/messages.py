@@ -70,16 +70,16 @@ def decode_fields(words: tf.Tensor, bits: int, *, abstain: bool) -> Planes:
 
 
 @functools.lru_cache(maxsize=256)
-def _abstains_somewhere(bounds):
+def _abstains_somewhere(bounds: tuple[tuple[int, int], ...]) -> Compiled:
     """Compiled: for each chunk of a nonzero plane, 1 if it has a clear bit, else 0."""
 
-    def abstains(nonzero):
+    def abstains(nonzero: tf.Tensor) -> tf.Tensor:
         return tf.stack([_has_clear_bit(nonzero[a:b]) for a, b in bounds])
 
     return Compiled(abstains)
 
 
-def _has_clear_bit(plane):
+def _has_clear_bit(plane: tf.Tensor) -> tf.Tensor:
     if plane.shape[0] == 0:
         return tf.constant(0, tf.int32)
     words = tf.bitcast(tf.reshape(plane, [-1, 8]), tf.uint64)
@@ -87,10 +87,10 @@ def _has_clear_bit(plane):
 
 
 @functools.lru_cache(maxsize=256)
-def _majority(abstain):
+def _majority(abstain: bool) -> Compiled:
     """Compiled: (sign, nonzero or None) of the sign planes and the nonzero planes of M ballots."""
 
-    def majority(signs, nonzeros):
+    def majority(signs: list[tf.Tensor], nonzeros: list[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor | None]:
         # Counters cut into planes themselves, so that one operation on a byte counts 8 coordinates. A counter adds
         # sign + 1, that is 0, 1 or 2; the vote is plus where it is above M, minus below.
         counter = [tf.zeros_like(signs[0]) for _ in range((2 * len(signs)).bit_length())]
@@ -110,7 +110,7 @@ def _majority(abstain):
     return Compiled(majority)
 
 
-def _compare(counter, number):
+def _compare(counter: list[tf.Tensor], number: int) -> tuple[tf.Tensor, tf.Tensor]:
     """(below, equal): the bits of the coordinates whose counter is below, or equal to, a number."""
     equal = tf.fill(counter[0].shape, np.uint8(255))
     below = tf.zeros_like(counter[0])
@@ -124,8 +124,8 @@ def _compare(counter, number):
 
 
 @functools.lru_cache(maxsize=256)
-def _encode_fields(bits):
-    def encode(sign, nonzero):
+def _encode_fields(bits: int) -> Compiled:
+    def encode(sign: tf.Tensor, nonzero: tf.Tensor | None) -> tf.Tensor:
         fields = 2 * (1 - bit.spread_bits(sign))
         if nonzero is not None:
             fields = tf.where(bit.spread_bits(nonzero) == 1, fields, np.uint8(1))
@@ -141,10 +141,10 @@ def _encode_fields(bits):
 
 
 @functools.lru_cache(maxsize=256)
-def _decode_fields(bits, abstain):
+def _decode_fields(bits: int, abstain: bool) -> Compiled:
     integer = tf.uint16 if bits == 16 else tf.uint8
 
-    def decode(words):
+    def decode(words: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:
         voters = tf.cast(words[-1], integer)
         packed = tf.reshape(tf.bitcast(words[:-1], tf.uint8), [-1])
         if bits == 16:

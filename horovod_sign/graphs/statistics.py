@@ -6,7 +6,8 @@ graph nor waits for them.
 
 import functools
 import math
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -47,12 +48,12 @@ class Counters:
         latest: the `Counts` of the latest step, as a vector.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         nothing = [0] * len(Counts._fields)
         self.latest, self._total, self._steps = (variable(value, tf.int64) for value in (nothing, nothing, 0))
         self._measured, self._mean = variable(0, tf.int64), variable(0.0, tf.float64)
 
-    def end_step(self, counts: tf.Tensor, tell=None):
+    def end_step(self, counts: tf.Tensor, tell: Callable[..., None] | None = None) -> None:
         """Takes in the `Counts` of a step, a vector.
 
         Args:
@@ -69,7 +70,7 @@ class Counters:
         if tell is not None:
             tell(measured, mean)
 
-    def forget_mean(self):
+    def forget_mean(self) -> None:
         """Starts the mean agreement anew, among other ranks."""
         self._measured.assign(0)
         self._mean.assign(0.0)
@@ -108,13 +109,18 @@ def count(ballot: Planes, decided: Planes, coordinates: int) -> Counts:
     return Counts(*tf.unstack(_counter(coordinates)(*words), len(Counts._fields)))
 
 
-def of_bytes(sent) -> tf.Tensor:
+def of_bytes(sent: Any) -> tf.Tensor:
     """The `Counts` of so many bytes alone, a vector."""
     nothing = tf.constant(0, tf.int64)
     return tf.stack([*[nothing] * (len(Counts._fields) - 1), tf.cast(sent, tf.int64)])  # the last field
 
 
-def count_nans(gradients, suspected, abstaining=None, tell=None) -> tf.Tensor:
+def count_nans(
+    gradients: Sequence[tf.Tensor],
+    suspected: tf.Tensor,
+    abstaining: tf.Tensor | None = None,
+    tell: Callable[..., None] | None = None,
+) -> tf.Tensor:
     """How many coordinates are NaN, looked for only if `suspected`; 0 if this rank abstains as a whole.
 
     Args:
@@ -123,12 +129,12 @@ def count_nans(gradients, suspected, abstaining=None, tell=None) -> tf.Tensor:
         tell: is called, in the graph, with the numbers of each gradient where not all are 0.
     """
 
-    def look():
+    def look() -> tf.Tensor:
         # A sum runs at the speed of memory, and is NaN if anything in it is, or infinities of both signs are.
         suspicious = tf.reduce_any(tf.math.is_nan([tf.cast(tf.reduce_sum(g), tf.float64) for g in gradients]))
         return tf.cond(suspicious, look_closely, lambda: nothing)
 
-    def look_closely():
+    def look_closely() -> tf.Tensor:
         nans = tf.stack([_count_nans(g) for g in gradients])
         total = tf.reduce_sum(nans)
         if tell is not None:
@@ -139,19 +145,21 @@ def count_nans(gradients, suspected, abstaining=None, tell=None) -> tf.Tensor:
     return tf.cond(suspected if abstaining is None else suspected & ~abstaining, look, lambda: nothing)
 
 
-def _count_nans(gradient):
+def _count_nans(gradient: tf.Tensor) -> tf.Tensor:
     return tf.math.count_nonzero(tf.math.is_nan(gradient))
 
 
-def _as_words(plane):
+def _as_words(plane: tf.Tensor) -> tf.Tensor:
     return tf.bitcast(tf.reshape(plane, [-1, 8]), tf.uint64)
 
 
 @functools.lru_cache(maxsize=256)
-def _counter(coordinates):
+def _counter(coordinates: int) -> Compiled:
     """Compiled: a vector of `Counts` of the planes of a ballot and of the vote, as words."""
 
-    def counts(sign, nonzero, decided_sign, decided_nonzero):
+    def counts(
+        sign: tf.Tensor, nonzero: tf.Tensor | None, decided_sign: tf.Tensor, decided_nonzero: tf.Tensor | None
+    ) -> tf.Tensor:
         bits = 64 * sign.shape[0]
         padding = bits - coordinates
         everything = tf.fill(sign.shape, np.uint64(2**64 - 1))
@@ -168,5 +176,5 @@ def _counter(coordinates):
     return Compiled(counts)
 
 
-def _ones(words):
+def _ones(words: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(tf.cast(tf.raw_ops.PopulationCount(x=words), tf.int64))

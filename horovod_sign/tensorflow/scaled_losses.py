@@ -11,6 +11,8 @@ import functools
 import sys
 import threading
 import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import tensorflow as tf
 
@@ -19,7 +21,7 @@ _latest = threading.local()
 _watched: set[type] = set()
 
 
-def watch():
+def watch() -> None:
     """Lets Keras 3's optimizers, if Keras is loaded, mark the losses that they scale."""
     optimizers = getattr(sys.modules.get("keras"), "optimizers", None)
     for name in ("Optimizer", "LossScaleOptimizer"):
@@ -29,10 +31,10 @@ def watch():
             cls.scale_loss = _marking(cls.scale_loss)
 
 
-def _marking(scale_loss):
+def _marking(scale_loss: Callable[..., Any]) -> Callable[..., Any]:
     @tf.autograph.experimental.do_not_convert
     @functools.wraps(scale_loss)
-    def marked(self, loss):
+    def marked(self: Any, loss: Any) -> Any:
         scaled = scale_loss(self, loss)
         if scaled is not loss and isinstance(scaled, tf.Tensor):
             setattr(scaled, _MARK, weakref.ref(self))
@@ -42,7 +44,7 @@ def _marking(scale_loss):
     return marked
 
 
-def optimizer_of(target, variables):
+def optimizer_of(target: Any, variables: Sequence[Any]) -> Any:
     """The optimizer that has scaled a loss, or None.
 
     Args:
@@ -58,12 +60,12 @@ def optimizer_of(target, variables):
     return optimizer if optimizer is not None and _may_train(optimizer, variables) else None
 
 
-def _may_train(optimizer, variables):
+def _may_train(optimizer: Any, variables: Sequence[Any]) -> bool:
     known = getattr(getattr(optimizer, "inner_optimizer", optimizer), "_trainable_variables", None)
     own = {id(getattr(v, "value", v)) for v in known or ()}
     return not optimizer.built or all(id(v) in own for v in variables)
 
 
-def _here():
+def _here() -> Any:
     """The graph in which operations are made; None: they are executed eagerly."""
     return None if tf.executing_eagerly() else weakref.ref(tf.compat.v1.get_default_graph())

@@ -6,7 +6,9 @@ Each operation rounds by itself. 16-bit numbers are computed in float32.
 import torch
 
 
-def interpolated(gradient: torch.Tensor, m: torch.Tensor, betas: tuple[float, float], warm: bool):
+def interpolated(
+    gradient: torch.Tensor, m: torch.Tensor, betas: tuple[float, float], warm: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(what is voted on, the new momentum), by `rules`: both betas of a rule; while `warm` votes are on the gradient.
 
     Where the gradient is not finite, it is voted on, and m stays.
@@ -17,7 +19,9 @@ def interpolated(gradient: torch.Tensor, m: torch.Tensor, betas: tuple[float, fl
     return voted, torch.where(finite, _mean(state, m, g), m)
 
 
-def stepped(x: torch.Tensor, vote: torch.Tensor, lr, weight_decay, decays: bool) -> torch.Tensor:
+def stepped(
+    x: torch.Tensor, vote: torch.Tensor, lr: float | torch.Tensor, weight_decay: float | torch.Tensor, decays: bool
+) -> torch.Tensor:
     """x - lr * (vote + weight_decay * x), not yet rounded to the dtype of x; without decay its term is left out.
 
     Args:

@@ -5,7 +5,7 @@ import sys
 import torch
 
 
-def check_scaler(grad_scaler):
+def check_scaler(grad_scaler: object) -> None:
     """Raises TypeError unless it is a scaler, or None."""
     if grad_scaler is not None and not isinstance(grad_scaler, torch.amp.GradScaler):
         raise TypeError(f"grad_scaler must be a torch.amp.GradScaler, got {type(grad_scaler).__name__}")

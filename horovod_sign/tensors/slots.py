@@ -60,10 +60,12 @@ class Slot:
         layout: Layout,
     ):
         self.parameter, self.label, self.bucket = parameter, label, bucket
-        self.index, self.group, self.hook = index, group, None
+        self.index, self.hook = index, None
+        self.group: int | None = group
         self.layout, self.lies_so = layout, True
         self.size, self.offset, self.length = parameter.numel(), offset, -(-parameter.numel() // 64) * 8
-        self.taken, self.passes_left, self.seen = False, 1, None
+        self.taken, self.passes_left = False, 1
+        self.seen: tuple[tuple[int, int], int | None] | None = None
 
     def check_parameter(self) -> None:
         """Raises an error if a step cannot be written to the parameter; else notes how it can."""

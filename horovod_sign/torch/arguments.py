@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
 import horovod.torch as hvd
 import torch
@@ -14,7 +15,7 @@ from horovod_sign.tensors.planes import check_votable
 from horovod_sign.tensors.scalers import check_scaler
 
 
-def check_arguments(optimizer, process_set, grad_scaler, unsupported):
+def check_arguments(optimizer: object, process_set: Any, grad_scaler: object, unsupported: dict[str, Any]) -> None:
     """Raises TypeError or ValueError, in one sentence, for arguments of PyTorch's wrapper that cannot be meant."""
     check_process_set(hvd, process_set)
     check_keywords("DistributedOptimizer", unsupported, hvd)
@@ -30,7 +31,7 @@ def check_arguments(optimizer, process_set, grad_scaler, unsupported):
     check_scaler(grad_scaler)
 
 
-def check_every(check_replicas):
+def check_every(check_replicas: object) -> None:
     """Raises unless it is a number of steps."""
     if not isinstance(check_replicas, int) or check_replicas < 0:
         raise ValueError(
@@ -38,7 +39,7 @@ def check_every(check_replicas):
         )
 
 
-def names_by_parameter(named_parameters) -> dict[torch.Tensor, str]:
+def names_by_parameter(named_parameters: Iterable[tuple[str, torch.Tensor]]) -> dict[torch.Tensor, str]:
     """What `model.named_parameters()` says, the other way round; ValueError if that is not what it is."""
     named = list(named_parameters)
     if not all(isinstance(pair, tuple) and len(pair) == 2 for pair in named):
@@ -55,7 +56,7 @@ def names_in_groups(groups: Iterable[dict]) -> dict[torch.Tensor, str]:
     return {p: name for group in groups for p, name in zip(group["params"], group.get("param_names", ()), strict=False)}
 
 
-def trainable(optimizer, names: dict[torch.Tensor, str]) -> dict[torch.Tensor, str]:
+def trainable(optimizer: torch.optim.Optimizer, names: dict[torch.Tensor, str]) -> dict[torch.Tensor, str]:
     """The trainable parameters in the optimizer's order, and what to call them."""
     return {
         p: names.get(p, f"{j} of group {i}")
@@ -65,20 +66,20 @@ def trainable(optimizer, names: dict[torch.Tensor, str]) -> dict[torch.Tensor, s
     }
 
 
-def check_named(parameters: dict[torch.Tensor, str], names: dict[torch.Tensor, str]):
+def check_named(parameters: dict[torch.Tensor, str], names: dict[torch.Tensor, str]) -> None:
     """Raises ValueError for parameters of the optimizer that `named_parameters` left out."""
     unnamed = [label for p, label in parameters.items() if p not in names]
     if unnamed:
         raise ValueError(f"named_parameters was given but lacks parameters of the optimizer: {', '.join(unnamed)}")
 
 
-def check_parameters(parameters: dict[torch.Tensor, str]):
+def check_parameters(parameters: dict[torch.Tensor, str]) -> None:
     """Raises TypeError for a parameter that cannot be voted on."""
     for p, label in parameters.items():
         check_parameter(f"parameter {label}", p)
 
 
-def check_parameter(name: str, p: torch.Tensor):
+def check_parameter(name: str, p: torch.Tensor) -> None:
     """Raises TypeError unless `p` can be voted on and stepped."""
     if torch.nn.parameter.is_lazy(p):
         raise TypeError(f"{name} is not initialised: run the model once before the optimizer is wrapped")

@@ -6,6 +6,7 @@ as often as the losses tell them to (LBFGS, line searches): then all ranks must 
 
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -20,10 +21,10 @@ class VotedClosure:
         plain: whether `takes_plain_steps`; if not, losses are averaged over the ranks.
     """
 
-    def __init__(self, optimizer, votes, closure, plain: bool):
+    def __init__(self, optimizer: Any, votes: Any, closure: Callable[..., Any], plain: bool) -> None:
         self._optimizer, self._votes, self._closure, self._plain = optimizer, votes, closure, plain
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with torch.enable_grad():
             loss = self._closure(*args, **kwargs)
         if self._plain:
@@ -33,7 +34,7 @@ class VotedClosure:
             self._optimizer.vote_anew()
         return self._mean(loss)
 
-    def _mean(self, loss):
+    def _mean(self, loss: Any) -> Any:
         known = isinstance(loss, int | float) or (isinstance(loss, torch.Tensor) and loss.numel() == 1)
         value = loss.detach() if isinstance(loss, torch.Tensor) else loss  # torch warns of a number with a graph
         total, number = self._votes.total([float(value), 1.0] if known else [0.0, 0.0], "loss")

@@ -1,6 +1,7 @@
 """The three collectives of a vote by Horovod's engine, in the background; the handle is Horovod's."""
 
 import time
+from typing import Any
 
 import horovod.torch as hvd
 import numpy as np
@@ -15,7 +16,7 @@ class HorovodCollectives:
 
     ordered = False
 
-    def __init__(self, process_set=hvd.global_process_set):
+    def __init__(self, process_set: Any = hvd.global_process_set) -> None:
         self._process_set = process_set
         self.rank, self.size = process_set.rank(), process_set.size()
 
@@ -43,5 +44,5 @@ class HorovodCollectives:
             ) from error
         return (output[0] if isinstance(output, tuple) else output).numpy()
 
-    def idle(self):
+    def idle(self) -> None:
         time.sleep(50e-6)

@@ -19,10 +19,10 @@ from horovod_sign.tensors.slots import Slot
 class Watch:
     """Looks for changes between backward and step, until one is found."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._looking, self._closely, self._idle_writes, self._steps = True, True, False, 0
 
-    def note(self, slots: Iterable[Slot], final: bool = True):
+    def note(self, slots: Iterable[Slot], final: bool = True) -> None:
         """These gradients are packed now.
 
         Args:

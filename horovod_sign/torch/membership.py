@@ -29,7 +29,7 @@ class Membership:
         labels: names of parameters, also of some that have no vote yet.
     """
 
-    def __init__(self, optimizer, labels: dict[torch.Tensor, str]):
+    def __init__(self, optimizer: torch.optim.Optimizer, labels: dict[torch.Tensor, str]) -> None:
         self.names: dict[torch.Tensor, str] = {}
         self.layouts: dict[torch.Tensor, Layout] = {}
         self._optimizer, self._labels = optimizer, labels

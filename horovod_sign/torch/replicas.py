@@ -7,6 +7,7 @@ moves on from time to time, since replicas that have parted differ nearly everyw
 import math
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -44,7 +45,9 @@ class ReplicaCheck:
         name: of the Horovod ops: unique among optimizers, the same on all ranks.
     """
 
-    def __init__(self, optimizer, labels: dict[torch.Tensor, str], every: int, process_set, name: str):
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, labels: dict[torch.Tensor, str], every: int, process_set: Any, name: str
+    ) -> None:
         self._optimizer, self._labels, self._every = optimizer, labels, every
         self._collectives, self._name = HorovodCollectives(process_set), name
         self._steps, self._checks = 0, 0
@@ -52,7 +55,7 @@ class ReplicaCheck:
         self._warnings = replicas.Warnings(_REMEDIES, "hvs.DistributedOptimizer compares every check_replicas steps")
         progress.add(self)
 
-    def begin(self):
+    def begin(self) -> None:
         """A step begins: if it is one of those, begins to compare. In the same steps on all ranks."""
         self.conclude()
         if self._every and self._collectives.size > 1 and self._steps % self._every == 0:
@@ -62,11 +65,11 @@ class ReplicaCheck:
             self._checks += 1
         self._steps += 1
 
-    def poll(self):
+    def poll(self) -> None:
         if self._vote is not None:
             self._vote.poll()
 
-    def conclude(self, seconds: float = math.inf):
+    def conclude(self, seconds: float = math.inf) -> None:
         """Waits for what has begun, which takes as long as a vote does, and says what it found."""
         if self._vote is None or not progress.wait(self._vote, seconds):
             return

@@ -1,5 +1,8 @@
 """What `transport` means: the protocol that votes travel by, and what carries it."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import horovod.torch as hvd
 import torch
 
@@ -11,7 +14,9 @@ from horovod_sign.voting.collectives import Collectives
 from horovod_sign.voting.nodes import Nodes
 
 
-def carriers(parameters, options, name: str, agreed: bool, nodes: Nodes | None = None) -> tuple[str, Collectives]:
+def carriers(
+    parameters: Iterable[torch.Tensor], options: Any, name: str, agreed: bool, nodes: Nodes | None = None
+) -> tuple[str, Collectives]:
     """The name of the protocol, and what carries its requests. A collective, unless this rank is alone.
 
     Args:
