@@ -11,7 +11,7 @@ from mpi4py import MPI
 from ranks import LAST, RANK, SIZE
 
 import horovod_sign.tensorflow.keras as hvs
-from horovod_sign.tensorflow.elastic import horovods_failures
+from horovod_sign.tensorflow.failures import horovods_failures
 from horovod_sign.tensorflow.keras import elastic
 from horovod_sign.tensorflow.keras.states import OptimizerStates
 

@@ -19,8 +19,8 @@ import tensorflow as tf
 from horovod.common.elastic import ObjectState
 
 from horovod_sign.adopted import adopt
-from horovod_sign.tensorflow.elastic import horovods_failures, run
 from horovod_sign.tensorflow.election import lapse
+from horovod_sign.tensorflow.failures import horovods_failures, run
 from horovod_sign.tensorflow.keras import models
 from horovod_sign.tensorflow.keras.distributed import is_distributed, step_of
 from horovod_sign.tensorflow.keras.starting import all_variables, start_alike
