@@ -1,7 +1,8 @@
 """The functions of `voting.messages` for TensorFlow tensors: the same bytes travel, cut and read inside a graph.
 
 How many planes a message carries is known only when the step runs, so lengths and positions are tensors. Arithmetic is
-compiled by XLA, which needs static shapes; cutting and joining buffers, whose lengths vary, is left outside.
+compiled by XLA, which needs static shapes; cutting and joining buffers, whose lengths vary, is left outside. All of it
+is on the host.
 """
 
 import functools
@@ -10,10 +11,12 @@ import numpy as np
 import tensorflow as tf
 
 from horovod_sign.graphs import bits as bit
+from horovod_sign.graphs.places import on_host
 from horovod_sign.graphs.programs import Compiled
 from horovod_sign.voting.messages import Planes
 
 
+@on_host
 def split(ballot: Planes, bounds: list[tuple[int, int]]) -> tuple[tf.Tensor, tf.Tensor]:
     """As `voting.messages.split`; the lengths are an int32 tensor."""
     widths = [stop - start for start, stop in bounds]
@@ -29,6 +32,7 @@ def split(ballot: Planes, bounds: list[tuple[int, int]]) -> tuple[tf.Tensor, tf.
     return tf.concat(pieces, axis=0), lengths
 
 
+@on_host
 def parse(buffer: tf.Tensor, chunk_lengths: list[int]) -> list[Planes]:
     """As `voting.messages.parse`; every chunk has a nonzero plane, all ones where its message carries none."""
     chunks, at = [], tf.constant(0, tf.int32)
@@ -42,6 +46,7 @@ def parse(buffer: tf.Tensor, chunk_lengths: list[int]) -> list[Planes]:
     return chunks
 
 
+@on_host
 def tally(ballots: list[Planes], *, abstain: bool) -> Planes:
     """As `voting.messages.tally`."""
     if len(ballots) > 1:
@@ -53,17 +58,20 @@ def tally(ballots: list[Planes], *, abstain: bool) -> Planes:
     return ballot
 
 
+@on_host
 def join(chunks: list[Planes]) -> Planes:
     """As `voting.messages.join`; there is always a nonzero plane."""
     signs, nonzeros = zip(*chunks, strict=True)
     return Planes(tf.concat(signs, axis=0), tf.concat(nonzeros, axis=0))
 
 
+@on_host
 def encode_fields(ballot: Planes, bits: int) -> tf.Tensor:
     """As `voting.messages.encode_fields`."""
     return _encode_fields(bits)(ballot.sign, ballot.nonzero)
 
 
+@on_host
 def decode_fields(words: tf.Tensor, bits: int, *, abstain: bool) -> Planes:
     """As `voting.messages.decode_fields`."""
     return Planes(*_decode_fields(bits, abstain)(words))

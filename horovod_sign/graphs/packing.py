@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from horovod_sign.graphs.ballots import pack_by, packer, unpacker
+from horovod_sign.graphs.places import from_host, host, to_host
 from horovod_sign.graphs.reports import Reports
 from horovod_sign.graphs.statistics import count, count_nans
 from horovod_sign.rules import Rule
@@ -80,9 +81,11 @@ class TensorBucket:
             new, sign, nonzero = pack_by(self._rule, abstain, self.gradients, old, *when)
             for slot, value in zip(itertools.chain(*slots), itertools.chain(*new), strict=True):
                 slot.assign(value)
+        sign, nonzero = to_host(Planes(sign, nonzero))
         if self.abstaining is not None:
-            silent = tf.where(self.abstaining, np.uint8(0), np.uint8(255))
-            nonzero = tf.fill(sign.shape, silent) if nonzero is None else tf.bitwise.bitwise_and(nonzero, silent)
+            with host():
+                silent = tf.where(self.abstaining, np.uint8(0), np.uint8(255))
+                nonzero = tf.fill(sign.shape, silent) if nonzero is None else tf.bitwise.bitwise_and(nonzero, silent)
         self.ballot = Planes(sign, nonzero)
 
     def collect(self) -> Planes:
@@ -95,16 +98,17 @@ class TensorBucket:
     def votes(self, decided: Planes, abstain: bool) -> list[tf.Tensor]:
         """-1, 0 or +1 for each variable, in its gradient's shape and dtype."""
         layout = tuple((tuple(g.shape), g.dtype) for g in self.gradients)
-        return unpacker(layout, abstain)(decided.sign, decided.nonzero)
+        return unpacker(layout, abstain)(*from_host(decided if abstain else Planes(decided.sign)))
 
     def counts(self, decided: Planes, abstain: bool, reports: Reports, labels: list[str]) -> tf.Tensor:
         """The `Counts` of the vote, without its bytes. Gradients with NaN are told to `reports`, by their labels."""
-        counted, nans = count(self.ballot, decided, self.coordinates), tf.constant(0, tf.int64)
-        if abstain:
-            # NaN abstains, so that most steps need no look at the gradients to know that there is none.
-            tell = functools.partial(reports.tell_nans, labels=labels, sizes=self._sizes)
-            nans = count_nans(self.gradients, counted.abstained > 0, self.abstaining, tell)
-        return tf.stack(counted._replace(nans=nans))
+        with host():
+            counted, nans = count(self.ballot, decided, self.coordinates), tf.constant(0, tf.int64)
+            if abstain:
+                # NaN abstains, so that most steps need no look at the gradients to know that there is none.
+                tell = functools.partial(reports.tell_nans, labels=labels, sizes=self._sizes)
+                nans = count_nans(self.gradients, counted.abstained > 0, self.abstaining, tell)
+            return tf.stack(counted._replace(nans=nans))
 
     def to_be_averaged(self) -> list[tf.Tensor]:
         """The gradients in the precision of their mean, none of an abstaining rank; and whether this is one."""

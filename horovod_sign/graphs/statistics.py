@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from horovod_sign.graphs.places import anywhere, host, on_host
 from horovod_sign.graphs.programs import Compiled
 from horovod_sign.graphs.reports import call_if
 from horovod_sign.graphs.variables import variable
@@ -50,9 +51,11 @@ class Counters:
 
     def __init__(self) -> None:
         nothing = [0] * len(Counts._fields)
-        self.latest, self._total, self._steps = (variable(value, tf.int64) for value in (nothing, nothing, 0))
-        self._measured, self._mean = variable(0, tf.int64), variable(0.0, tf.float64)
+        with host():
+            self.latest, self._total, self._steps = (variable(value, tf.int64) for value in (nothing, nothing, 0))
+            self._measured, self._mean = variable(0, tf.int64), variable(0.0, tf.float64)
 
+    @on_host
     def end_step(self, counts: tf.Tensor, tell: Callable[..., None] | None = None) -> None:
         """Takes in the `Counts` of a step, a vector.
 
@@ -103,18 +106,21 @@ class Counters:
         return summarise(size, step=steps, total_nans=total.nans, mean_agreement=mean, **counts._asdict())
 
 
+@on_host
 def count(ballot: Planes, decided: Planes, coordinates: int) -> Counts:
     """The counts of a vote on so many coordinates by its planes, padding left out; those of NaN and bytes are 0."""
     words = [None if plane is None else _as_words(plane) for plane in (*ballot, *decided)]
     return Counts(*tf.unstack(_counter(coordinates)(*words), len(Counts._fields)))
 
 
+@on_host
 def of_bytes(sent: Any) -> tf.Tensor:
     """The `Counts` of so many bytes alone, a vector."""
     nothing = tf.constant(0, tf.int64)
     return tf.stack([*[nothing] * (len(Counts._fields) - 1), tf.cast(sent, tf.int64)])  # the last field
 
 
+@on_host
 def count_nans(
     gradients: Sequence[tf.Tensor],
     suspected: tf.Tensor,
@@ -130,12 +136,14 @@ def count_nans(
     """
 
     def look() -> tf.Tensor:
-        # A sum runs at the speed of memory, and is NaN if anything in it is, or infinities of both signs are.
-        suspicious = tf.reduce_any(tf.math.is_nan([tf.cast(tf.reduce_sum(g), tf.float64) for g in gradients]))
+        with anywhere():
+            # A sum runs at the speed of memory, and is NaN if anything in it is, or infinities of both signs are.
+            suspicious = tf.reduce_any(tf.math.is_nan([tf.cast(tf.reduce_sum(g), tf.float64) for g in gradients]))
         return tf.cond(suspicious, look_closely, lambda: nothing)
 
     def look_closely() -> tf.Tensor:
-        nans = tf.stack([_count_nans(g) for g in gradients])
+        with anywhere():
+            nans = tf.stack([_count_nans(g) for g in gradients])
         total = tf.reduce_sum(nans)
         if tell is not None:
             call_if(total > 0, lambda: tell(nans))

@@ -3,6 +3,7 @@
 import horovod.tensorflow as hvd
 import tensorflow as tf
 
+from horovod_sign.graphs.places import host, on_host
 from horovod_sign.tensorflow import farewell
 from horovod_sign.tensorflow.repeated import at_each_run
 from horovod_sign.voting.collectives import Allgather, Alltoall, AtOnce, Average, IntraNode, Request
@@ -41,6 +42,7 @@ class GraphCollectives(AtOnce):
             self._unheard.append(op)
         return op
 
+    @on_host
     def finish(self, op: _Op):
         if self._unheard:
             ops, self._unheard = self._unheard, []
@@ -49,6 +51,7 @@ class GraphCollectives(AtOnce):
                 each.result = result
         return op.result
 
+    @on_host
     def _perform(self, request: Request, name: str) -> _Op:
         options = {"ignore_name_scope": True, "process_set": self._process_set, "name": name}
         if isinstance(request, Alltoall):
@@ -78,7 +81,8 @@ class NodeCollectives(GraphCollectives):
         """The result of a request among the ranks of this node."""
         options = {"ignore_name_scope": True, "process_set": self._nodes.local_set}
         if isinstance(request, Allgather):
-            return hvd.allgather(at_each_run(request.buffer), name=name, **options)
+            with host():
+                return hvd.allgather(at_each_run(request.buffer), name=name, **options)
         tensors = [at_each_run(tensor) for tensor in request.tensors]
         means = hvd.grouped_allreduce(tensors, name=name, op=hvd.Average, **options)
         return [tf.ensure_shape(mean, tensor.shape) for mean, tensor in zip(means, request.tensors, strict=True)]

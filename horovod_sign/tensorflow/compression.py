@@ -17,6 +17,7 @@ from horovod_sign.algebra import counts_bits
 from horovod_sign.graphs import bits as bit
 from horovod_sign.graphs import messages
 from horovod_sign.graphs.ballots import pack_by, packer, unpacker
+from horovod_sign.graphs.places import from_host, host, on_host, to_host
 from horovod_sign.graphs.variables import underlying
 from horovod_sign.options import require_horovod
 from horovod_sign.statistics import VoteStatistics
@@ -171,11 +172,18 @@ class SignCompressor:
             planes = packer(self._abstain)([tensor])
         else:
             _, *planes = pack_by(self.rule, self._abstain, [tensor], [[]], tf.constant(False), tf.constant(False))
-        words = messages.encode_fields(Planes(*planes), bits)
-        return at_each_run(words), _Context(tuple(tensor.shape), tensor.dtype, bits, words)
+        words = messages.encode_fields(to_host(Planes(*planes)), bits)
+        with host():
+            sent = at_each_run(words)
+        return sent, _Context(tuple(tensor.shape), tensor.dtype, bits, words)
 
     def decompress(self, tensor: tf.Tensor, ctx: Any) -> tf.Tensor:
         """The vote in the summed words, in the shape and dtype of the gradient."""
+        decided = self._decided(tensor, ctx)
+        return unpacker(((ctx.shape, ctx.dtype),), self._abstain)(*from_host(decided))[0]
+
+    @on_host
+    def _decided(self, tensor: tf.Tensor, ctx: "_Context") -> Planes:
         tensor = tf.ensure_shape(tensor, ctx.words.shape)
         # The last word counts the voters. An average makes it 1 (or 0) whatever their number; so does a sum when all
         # other ranks have joined, but then the words are what this rank sent.
@@ -184,8 +192,7 @@ class SignCompressor:
             raise ValueError(_AVERAGED)
         with tf.control_dependencies([tf.debugging.Assert(summed, [_AVERAGED])]):
             tensor = tf.identity(tensor)
-        decided = messages.decode_fields(tensor, ctx.bits, abstain=self._abstain)
-        return unpacker(((ctx.shape, ctx.dtype),), self._abstain)(*decided)[0]
+        return messages.decode_fields(tensor, ctx.bits, abstain=self._abstain)
 
 
 def _kept(own: OwnStates | None, process_set: hvd.ProcessSet) -> RankStates:

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from horovod_sign.algebra import plane_bytes
 from horovod_sign.graphs.packing import Coordinates, TensorBucket
+from horovod_sign.graphs.places import host
 from horovod_sign.graphs.refused import refuse_xla
 from horovod_sign.graphs.reports import Reports
 from horovod_sign.graphs.statistics import Counters, Counts, of_bytes
@@ -142,7 +143,8 @@ class Election:
                 warnings.warn(_LATE.format(label), stacklevel=2)
         gradients = [self.dense(g, v) for g, v in zip(gradients, variables, strict=True)]
         votes = [None if none else tf.zeros(v.shape, v.dtype) for none, v in zip(absent, variables, strict=True)]
-        counted = [tf.zeros_like(self.counters.latest)]
+        with host():
+            counted = [tf.zeros_like(self.counters.latest)]
         way, planned = self._plan(variables, absent)
         self._eager = tf.executing_eagerly()
         buckets = [
@@ -166,7 +168,8 @@ class Election:
                 votes[i] = vote
         counted.append(of_bytes(reducer.bytes_sent))
         tell = functools.partial(self._reports.tell_disagreement, size=self.size, abstain=self.abstain)
-        self.counters.end_step(tf.add_n(counted), tell)
+        with host():
+            self.counters.end_step(tf.add_n(counted), tell)
         return votes
 
     def prepare(self, gradients, variables: list[Coordinates], labels, error: Exception | None = None) -> list[bool]:

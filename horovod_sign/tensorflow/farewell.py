@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from horovod_sign.algebra import counts_bits
+from horovod_sign.graphs.places import host
 from horovod_sign.tensorflow.repeated import at_each_run
 from horovod_sign.voting.hierarchy import JOINED
 
@@ -95,10 +96,11 @@ def all_there(name: str, size: int, tensors: list[tf.Tensor]) -> list[tf.Tensor]
 
     Ranks in `hvd.join()` would be waited for ever by process sets. So nothing else of the vote may begin before.
     """
-    present, left = tf.unstack(_attendance(name, left=False))
-    if tf.executing_eagerly() and present < size:
-        raise RuntimeError(JOINED)
-    checks = [tf.debugging.Assert(present == size, [JOINED]), tf.debugging.Assert(left == 0, [_LEFT])]
+    with host():
+        present, left = tf.unstack(_attendance(name, left=False))
+        if tf.executing_eagerly() and present < size:
+            raise RuntimeError(JOINED)
+        checks = [tf.debugging.Assert(present == size, [JOINED]), tf.debugging.Assert(left == 0, [_LEFT])]
     with tf.control_dependencies([check for check in checks if check is not None]):
         return [tf.identity(tensor) for tensor in tensors]
 

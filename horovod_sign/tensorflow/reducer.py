@@ -1,11 +1,13 @@
 """The votes of one step as `voting.reducer` has them, in the caller's graph (or at once, when executing eagerly)."""
 
 from collections.abc import Generator
+from typing import Any
 
 import tensorflow as tf
 
 from horovod_sign.graphs import messages
 from horovod_sign.graphs.packing import TensorBucket
+from horovod_sign.graphs.places import on_host
 from horovod_sign.voting.collectives import Allgather, Alltoall, IntraNode, Request
 from horovod_sign.voting.hierarchy import vote_of_nodes
 from horovod_sign.voting.messages import Planes
@@ -51,6 +53,7 @@ class NodeReducer(GraphReducer):
         return vote_of_nodes(self._nodes, bucket.to_be_averaged, pack, protocol, self._abstain, messages)
 
 
+@on_host
 def _bytes_sent(request: Request | IntraNode, size: int, rank: int):
     """As `voting.protocols.bytes_sent`, for lengths that are known only when the step runs."""
     if isinstance(request, IntraNode):
@@ -61,4 +64,20 @@ def _bytes_sent(request: Request | IntraNode, size: int, rank: int):
         sent = (size - 1) * tf.size(request.buffer)
     else:
         sent = 2 * (size - 1) * 8 * request.words.shape[0] // size
-    return tf.cast(sent, tf.int64)
+    return _Bytes(tf.cast(sent, tf.int64))
+
+
+class _Bytes:
+    """How many bytes, known only when the step runs. What is added to it is added on the host."""
+
+    def __init__(self, number: tf.Tensor) -> None:
+        self._number = number
+
+    @on_host
+    def __add__(self, other: Any) -> "_Bytes":
+        return _Bytes(self._number + (other._number if isinstance(other, _Bytes) else other))
+
+    __radd__ = __add__
+
+    def __tf_tensor__(self, dtype: Any = None, name: Any = None) -> tf.Tensor:
+        return self._number

@@ -5,6 +5,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from horovod_sign.graphs.places import host
 from horovod_sign.graphs.variables import variable
 
 
@@ -27,5 +28,5 @@ def at_each_run(tensor: Any) -> tf.Tensor:
 @functools.cache
 def _nothing() -> tf.Variable:
     """The integer 0, of which TensorFlow does not know that it never changes."""
-    with tf.device("CPU:0"):
+    with host():
         return variable(0, tf.int32)

@@ -10,6 +10,7 @@ import horovod.tensorflow as hvd
 import tensorflow as tf
 
 from horovod_sign.graphs.ballots import all_finite
+from horovod_sign.graphs.places import host, on_host
 from horovod_sign.tensorflow.repeated import at_each_run
 
 # Below it a rank does not go while others vote: it is not the scale then that makes its gradients overflow, and one
@@ -17,6 +18,7 @@ from horovod_sign.tensorflow.repeated import at_each_run
 _LEAST = 1.0
 
 
+@on_host
 def speaking(finite: tf.Tensor, name: str, process_set: Any) -> tf.Tensor:
     """How many ranks have finite gradients. Ranks that have joined have none.
 
@@ -75,7 +77,8 @@ class Scale:
         self._scale = optimizer.dynamic_scale.value.read_value() if built else tf.constant(optimizer.initial_scale)
         finite = all_finite(gradients) if gradients else tf.constant(True)
         voters = speaking(finite, name, process_set)
-        self.abstaining = ~finite
+        with host():
+            self.abstaining = ~finite
         # One that is not built has no variables yet: then all leave the step out, by which it lowers its scale itself.
         self.heard = voters > 0 if built else voters == size
 

@@ -11,6 +11,7 @@ from tf_rules import Wrong
 import horovod_sign
 import horovod_sign.tensorflow as hvs
 from horovod_sign import rules
+from horovod_sign.graphs import places
 from horovod_sign.graphs.packing import Coordinates
 from horovod_sign.tensorflow.election import Election
 from horovod_sign.voting.choice import choose
@@ -54,6 +55,34 @@ def test_votes_equal_numpy_and_mpi(transport, abstain):
         assert_votes(run([tf.constant(g) for g in of_all[RANK]]), of_all, abstain)
     mpi = [horovod_sign.majority_vote(g, abstain=abstain, transport=transport) for g in of_all[RANK]]
     assert_votes([tf.cast(vote, v.dtype) for vote, v in zip(mpi, VARIABLES, strict=True)], of_all, abstain)
+
+
+@pytest.mark.parametrize("abstain", [True, False])
+@pytest.mark.parametrize("transport", ["exchange", "counts"])
+def test_only_bits_leave_a_gpu(transport, abstain, monkeypatch):
+    """One copy a bucket to the host, one back, by the graph of a step: what is given no device there is on the GPU."""
+    monkeypatch.setattr(places, "has_devices", lambda: True)
+    lengths, single = (7, 200), np.dtype(np.float32)
+    variables = [Coordinates((n,), tf.float32) for n in lengths]
+    of_all = [[oracle.gradients(rank, n, single, n) for n in lengths] for rank in range(SIZE)]
+    election = Election(rules.signsgd(), abstain=abstain, transport=transport, bucket_bytes=100)
+    traced = tf.function(lambda mine: election.vote(mine, variables, ["0", "1"]))
+    mine = [tf.constant(g) for g in of_all[RANK]]
+    for vote, *each in zip(traced(mine), *of_all, strict=True):
+        np.testing.assert_array_equal(vote, oracle.vote(each, abstain))
+    operations = traced.get_concrete_function(mine).graph.get_operations()
+    # Counters are on the host, which the placer knows. (What is no number crosses nothing.)
+    assert election.counters.latest.device.endswith("CPU:0")
+    numbers = [op for op in operations if op.type not in ("Const", "Placeholder", "NoOp", "ReadVariableOp")]
+    out, back = set(), set()
+    for op in numbers:
+        if op.type.startswith("Horovod") or op.type in ("Assert", "If", "StatelessIf"):
+            assert op.device, op.name
+        # Of a branch's inputs each is where it was made, until the branch is taken.
+        for tensor in op.inputs[:1] if op.type.endswith("If") else op.inputs:
+            if tensor.op in numbers and bool(tensor.op.device) != bool(op.device):
+                (out if op.device else back).add(tensor.name)
+    assert len(out) == len(back) == len(variables), (out, back)
 
 
 COUNTS, EXCHANGE = {"HorovodAllreduce"}, {"HorovodAlltoall", "HorovodAllgather"}

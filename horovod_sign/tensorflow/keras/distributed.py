@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from horovod_sign.graphs.ballots import all_finite
 from horovod_sign.graphs.packing import Coordinates
+from horovod_sign.graphs.places import host
 from horovod_sign.keywords import without_horovods_default
 from horovod_sign.options import bucket_bytes, check_voting
 from horovod_sign.rules import choose_rule
@@ -272,7 +273,9 @@ class _Step:
         finite = all_finite(present) if present else tf.constant(True)
         self.election.scaled = True
         heard = speaking(finite, f"{self.election.name}.finite", self.process_set) > 0
-        votes = self._votes(grads, variables, coordinates, labels, absent, scale, ~finite, heard)
+        with host():
+            abstaining = ~finite
+        votes = self._votes(grads, variables, coordinates, labels, absent, scale, abstaining, heard)
         tf.cond(heard, lambda: self._take(votes, variables), lambda: None)
         follow(optimizer, finite, heard)
 
