@@ -9,7 +9,7 @@ import os
 from typing import Any
 
 from horovod_sign.launched import warn_if_alone
-from horovod_sign.voting.protocols import check_transport
+from horovod_sign.voting.protocols import TRANSPORTS, check_transport
 
 BUCKET_CAP_MB = 64.0
 """Megabytes (10^6 bytes) of gradients that PyTorch's adapter votes on together, unless it is told otherwise."""
@@ -49,9 +49,23 @@ def check_process_set(hvd: Any, process_set: Any) -> None:
         )
 
 
-def check_voting(hvd: Any, process_set: Any, transport: Any, passes: Any, hierarchical: Any) -> None:
-    """Raises for what votes cannot be like."""
-    check_transport(transport)
+def check_voting(
+    hvd: Any,
+    process_set: Any,
+    transport: Any,
+    passes: Any,
+    hierarchical: Any,
+    transports: tuple[str, ...] = TRANSPORTS,
+) -> None:
+    """Raises for what votes cannot be like. `transports` are those that there are."""
+    check_transport(transport, transports)
+    if transport == "device":
+        if hierarchical:
+            raise ValueError('transport="device" is for votes of ranks: leave it, or hierarchical=True, out')
+        if in_elastic_job():
+            raise ValueError(
+                'transport="device" cannot be used in an elastic job, whose ranks come and go: leave it out'
+            )
     if not isinstance(passes, int) or passes < 1:
         raise ValueError(f"backward_passes_per_step must be an integer of at least 1, got {passes!r}")
     if hierarchical:

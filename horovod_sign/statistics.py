@@ -130,9 +130,12 @@ class Monitor:
             both = kernels().agreement(ballot.sign, ballot.nonzero, ballot.sign, decided.nonzero, bits)
         if decided.nonzero is not None:
             self._ties += bits - kernels().agreement(*[decided.nonzero] * 4, bits)  # type: ignore[call-arg, arg-type]
-        self._both += both - padding
-        self._alike += alike - padding
+        self._add(coordinates, both - padding, alike - padding, abstained, nans)
+
+    def _add(self, coordinates: int, both: int, alike: int, abstained: int, nans: int) -> None:
         self._coordinates += coordinates
+        self._both += both
+        self._alike += alike
         self._abstained += abstained
         self._nans += nans
 
@@ -145,8 +148,11 @@ class Monitor:
         if bucket.nans and not self._nan_told:
             report = bucket.nan_report(self._voter)
             if report is not None:
-                self._nan_told = True
-                warnings.warn(report, RuntimeWarning, stacklevel=2)
+                self._tell(report)
+
+    def _tell(self, report: str) -> None:
+        self._nan_told = True
+        warnings.warn(report, RuntimeWarning, stacklevel=3)
 
     def end(self, bytes_sent: int) -> None:
         """The step is over."""

@@ -1,5 +1,7 @@
 """The three collectives of a vote by a process group of torch.distributed."""
 
+import time
+
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -47,6 +49,33 @@ class ProcessGroupCollectives(AtOnce):
 
     def _there(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(self._device)
+
+
+class DeviceGroupCollectives(AtOnce):
+    """`voting.collectives.Collectives` on tensors, of lengths that all ranks know, over a process group.
+
+    NCCL carries them out in the order of the current stream, and the host goes on; Gloo is waited for.
+
+    Args:
+        group: the process group, of one's own.
+    """
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        self._group = group
+        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+
+    def start(self, request: Request, name: str) -> torch.Tensor:
+        buffer: torch.Tensor = request[0]  # type: ignore[assignment]
+        if isinstance(request, Alltoall):
+            received = torch.empty_like(buffer)
+            dist.all_to_all_single(received, buffer, group=self._group)
+        else:
+            received = buffer.new_empty(self.size * len(buffer))
+            dist.all_gather_into_tensor(received, buffer, group=self._group)
+        return received
+
+    def idle(self) -> None:
+        time.sleep(50e-6)  # until all ranks have said that they take part
 
 
 def device_of(group: dist.ProcessGroup) -> torch.device:

@@ -1,6 +1,6 @@
 """Which parameters of an optimizer are voted on together."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -20,6 +20,7 @@ def make_buckets(
     capacity: int,
     first: int = 0,
     layouts: Mapping[torch.Tensor, Layout] | None = None,
+    kind: Callable[..., Bucket] = Bucket,
 ) -> list[Bucket]:
     """Cuts parameters of an optimizer into buckets, last parameters first, as backward meets them.
 
@@ -29,9 +30,10 @@ def make_buckets(
         capacity: bytes of gradient in a bucket, which a parameter alone may exceed.
         first: number of the first bucket; their names are numbered on.
         layouts: of parameters that were voted on before.
+        kind: what makes a bucket.
     """
     trainable = [(p, parameters[p], i) for p, i in groups_of(voter.param_groups).items() if p in parameters]
     trainable.reverse()
     buckets = plan((p.numel() * p.element_size() for p, _, _ in trainable), capacity)
     batches = [[trainable[i] for i in bucket] for bucket in buckets]
-    return [Bucket(f"bucket{i}", batch, voter, layouts) for i, batch in enumerate(batches, first)]
+    return [kind(f"bucket{i}", batch, voter, layouts) for i, batch in enumerate(batches, first)]

@@ -15,6 +15,8 @@ from typing import Any, Protocol
 
 import torch
 
+from horovod_sign.tensors.devices import load
+from horovod_sign.tensors.devices.resident import Resident
 from horovod_sign.tensors.devices.staging import staged
 from horovod_sign.tensors.host import HostPlanes, Tensors
 from horovod_sign.tensors.words import Words
@@ -83,11 +85,12 @@ class BucketPlanes(Protocol):
         """x <- x - lr (vote + weight_decay x), in one pass over the parameters."""
 
 
+# The kernels of `devices`: module and class.
+_OF_DEVICES = {"triton": ("triton_kernels", "TritonKernels"), "operations": ("operations", "Operations")}
 # The planes of a bucket on a device, given what is where in them, and this rank's ballot, on the host.
 _SETS: dict[str, Callable[[torch.device, Words, Planes], BucketPlanes]] = {
     "native": HostPlanes,
-    "triton": staged("triton_kernels", "TritonKernels"),
-    "operations": staged("operations", "Operations"),
+    **{name: staged(*of) for name, of in _OF_DEVICES.items()},
 }
 _VARIABLE = "HOROVOD_SIGN_TORCH_KERNELS"
 
@@ -117,6 +120,11 @@ class OnDevices(dict[torch.device, BucketPlanes]):
 def planes_on(device: torch.device, words: Words, ballot: Planes) -> BucketPlanes:
     """The planes of one bucket on a device, in the hands of the kernels for it."""
     return _SETS[set_of(device.type)](device, words, ballot)
+
+
+def resident_on(device: torch.device, words: Words, ballot: Planes, size: int) -> Resident:
+    """The planes of one bucket that stay on a device, where `size` ranks vote."""
+    return Resident(device, words, ballot, load(*_OF_DEVICES[set_of(device.type)]), size)
 
 
 @functools.cache

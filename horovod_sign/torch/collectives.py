@@ -23,9 +23,9 @@ class HorovodCollectives:
     def start(self, request: Request, name: str) -> int:
         if isinstance(request, Alltoall):
             lengths = torch.tensor(request.lengths, dtype=torch.int32, device="cpu")
-            return hvd.alltoall_async(torch.from_numpy(request.buffer), lengths, name, self._process_set)
+            return hvd.alltoall_async(self._tensor(request.buffer), lengths, name, self._process_set)
         if isinstance(request, Allgather):
-            return hvd.allgather_async(torch.from_numpy(request.buffer), name, self._process_set)
+            return hvd.allgather_async(self._tensor(request.buffer), name, self._process_set)
         words = torch.from_numpy(request.words)
         return hvd.allreduce_async_(words, name=name, op=hvd.Sum, process_set=self._process_set)
 
@@ -33,6 +33,11 @@ class HorovodCollectives:
         return hvd.poll(handle)
 
     def finish(self, handle: int) -> np.ndarray:
+        return self._finished(handle).numpy()
+
+    _tensor = staticmethod(torch.from_numpy)
+
+    def _finished(self, handle: int) -> torch.Tensor:
         try:
             output = hvd.synchronize(handle)
         except HorovodInternalError as error:
@@ -42,7 +47,22 @@ class HorovodCollectives:
                 "a rank has called hvd.join(), and the exchange needs all ranks: with uneven data, give "
                 'hvs.DistributedOptimizer transport="counts", in which joined ranks abstain'
             ) from error
-        return (output[0] if isinstance(output, tuple) else output).numpy()
+        return output[0] if isinstance(output, tuple) else output
 
     def idle(self) -> None:
         time.sleep(50e-6)
+
+
+class DeviceCollectives(HorovodCollectives):
+    """The same on tensors, which stay on their device if Horovod has operations there (NCCL's)."""
+
+    def finish(self, handle: int) -> torch.Tensor:
+        """As of `HorovodCollectives`."""
+        output = self._finished(handle)
+        if output.is_cuda:  # its memory is of another stream, on which it would be used again too early
+            output.record_stream(torch.cuda.current_stream(output.device))
+        return output
+
+    @staticmethod
+    def _tensor(buffer: torch.Tensor) -> torch.Tensor:
+        return buffer

@@ -20,6 +20,7 @@ from horovod_sign.torch.arguments import (
     trainable,
 )
 from horovod_sign.torch.compression import SignCompressor
+from horovod_sign.torch.device import ALL_TRANSPORTS
 from horovod_sign.torch.handshake import tell
 from horovod_sign.torch.optimizers import SignOptimizer
 from horovod_sign.torch.votes import Options, Votes
@@ -110,7 +111,7 @@ def DistributedOptimizer(
     voters, error = reachable(hvd, process_set, "hvs.DistributedOptimizer"), None
     try:
         check_arguments(optimizer, process_set, grad_scaler, unsupported)
-        check_voting(hvd, process_set, transport, backward_passes_per_step, hierarchical)
+        check_voting(hvd, process_set, transport, backward_passes_per_step, hierarchical, ALL_TRANSPORTS)
         check_every(check_replicas)
         rule = _chosen_rule(optimizer, compression)
         labels = names_in_groups(optimizer.param_groups)

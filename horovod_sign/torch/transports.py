@@ -6,7 +6,8 @@ from typing import Any
 import horovod.torch as hvd
 import torch
 
-from horovod_sign.torch import direct
+from horovod_sign.tensors.resident import device_of
+from horovod_sign.torch import device, direct
 from horovod_sign.torch.collectives import HorovodCollectives
 from horovod_sign.torch.hierarchy import NodeCollectives
 from horovod_sign.voting.choice import choose
@@ -27,6 +28,8 @@ def carriers(
             on how many there are.
         nodes: those that vote, instead of ranks.
     """
+    if options.transport == "device":
+        return "device", device.carrier(options.process_set, device_of(parameters), name)
     engine = HorovodCollectives(options.process_set) if nodes is None else NodeCollectives(nodes)
     if options.transport != "auto":
         return options.transport, engine

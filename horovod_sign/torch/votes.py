@@ -14,8 +14,11 @@ from horovod.common.exceptions import HorovodInternalError
 
 from horovod_sign.options import in_elastic_job
 from horovod_sign.statistics import Monitor, VoteStatistics
+from horovod_sign.tensors import resident
 from horovod_sign.tensors.bucketing import make_buckets
 from horovod_sign.tensors.buckets import Bucket
+from horovod_sign.tensors.resident import LateMonitor
+from horovod_sign.torch import device
 from horovod_sign.torch.collectives import HorovodCollectives
 from horovod_sign.torch.handshake import agree
 from horovod_sign.torch.hierarchy import NodePipeline
@@ -96,13 +99,12 @@ class Votes:
         self.is_elastic, self.has_history = False, False
         name = self._agree(None) if self._agreed else ""
         voted_on = self._members.trainable()
-        nodes = find_nodes(hvd) if options.hierarchical else None
+        self._nodes = nodes = find_nodes(hvd) if options.hierarchical else None
         transport, collectives = carriers(voted_on, options, name, self._agreed, nodes)
-        self._nodes = nodes
-        self.monitor = Monitor(self._voter(), collectives.size, abstain=options.abstain)
+        monitor, pipeline, self._bucket = self._parts(collectives.size)
+        self.monitor = monitor(self._voter(), collectives.size, abstain=options.abstain)
         self.scaling = Scaling(options.grad_scaler, options.process_set, name)
         self.replicas = self._replica_check(name)
-        pipeline = Pipeline if nodes is None else functools.partial(NodePipeline, nodes)
         self.pipeline = pipeline([], collectives, transport, options.abstain, options.passes, name)
         self.pipeline.in_backward = options.early and self._agreed and not self.scaling.used
         self._dropped_reported = False
@@ -292,10 +294,18 @@ class Votes:
                 self.pipeline.raise_error()
                 slots = self.pipeline.slots
             if error is None:
+                if self.options.transport == "device":
+                    resident.check_kernels(resident.device_of(self._members.trainable()))
                 items = [*self.options.items(), *self._members.items(slots)]
         except Exception as unvotable:  # whatever it is: the other ranks wait
             error = unvotable
         return agree(items, error, self.options.process_set)
+
+    def _parts(self, size: int):
+        """What makes the monitor, the pipeline and the buckets of `size` voters."""
+        if self.options.transport == "device":
+            return LateMonitor, *device.parts(self.options.process_set, size)
+        return Monitor, Pipeline if self._nodes is None else functools.partial(NodePipeline, self._nodes), Bucket
 
     def _make_buckets(self):
         self.pipeline.add(self._buckets_of(self._members.take_in()))
@@ -310,7 +320,7 @@ class Votes:
     def _buckets_of(self, parameters: dict[torch.Tensor, str]) -> list[Bucket]:
         self._optimizer.make_vote_states(parameters)
         size, layouts = self.options.bucket_bytes, self._members.layouts
-        buckets = make_buckets(self._optimizer, parameters, size, self._number, layouts)
+        buckets = make_buckets(self._optimizer, parameters, size, self._number, layouts, self._bucket)
         self._number += len(buckets)
         return buckets
 

@@ -17,10 +17,10 @@ from horovod_sign.voting.collectives import Allgather, Allreduce, Alltoall, Coll
 TRANSPORTS = ("auto", "exchange", "counts")
 
 
-def check_transport(transport: Any) -> None:
-    """Raises ValueError unless it is one of TRANSPORTS."""
-    if not isinstance(transport, str) or transport not in TRANSPORTS:
-        raise ValueError(f"transport must be one of {', '.join(map(repr, TRANSPORTS))}, got {transport!r}")
+def check_transport(transport: Any, known: tuple[str, ...] = TRANSPORTS) -> None:
+    """Raises ValueError unless it is one of those that are known."""
+    if not isinstance(transport, str) or transport not in known:
+        raise ValueError(f"transport must be one of {', '.join(map(repr, known))}, got {transport!r}")
 
 
 def exchange(

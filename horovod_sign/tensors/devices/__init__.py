@@ -3,9 +3,10 @@
     batches     tensors that one launch handles, and the tables by which it finds them
     queues      what runs after what: streams, events, pinned memory
     staging     the planes of one bucket on one device, on their way to the host and back
+    resident    those that stay on the device: their messages, tally and statistics
     triton_kernels, operations      the kernels: of Triton where there is one, else of torch's own operations
 
-A kernel set is one file with a class of the four methods of `Kernels`, and a line in `tensors.kernels`.
+A kernel set is one file with a class of the methods of `Kernels`, and a line in `tensors.kernels`.
 """
 
 import functools
@@ -35,6 +36,16 @@ class Kernels(Protocol):
 
     def apply(self, batch: Batch, parameters, decided, scalars, decay: bool):
         """x <- x - lr (vote + weight_decay x); `scalars` holds (lr, weight_decay), float64 on the device."""
+
+    def tally(self, messages, decided):
+        """The majority of ballots; both are `resident.Messages`, a row of `messages` is a ballot, `decided` has one."""
+
+    def compare(self, ballot, decided, found):
+        """Counts the coordinates of two `staging.DevicePlanes`, padding included, in rows of `found`, which are 0.
+
+        A row of int32 is (both, alike, ties): where neither abstains, where then they are the same, and where `decided`
+        does. What is counted is the sum of all rows.
+        """
 
 
 @functools.cache

@@ -4,11 +4,13 @@ Each operation reads and writes memory, so this takes many times the bytes that 
 those of csrc/, bit for bit.
 """
 
+import functools
+
 import numpy as np
 import torch
 
 from horovod_sign.tensors.arithmetic import interpolated, stepped
-from horovod_sign.tensors.devices.batches import Batch
+from horovod_sign.tensors.devices.batches import TILE, Batch
 
 # The integer type of each floating type's bits, and the bits of infinity: signs, zeros and NaN are told apart by
 # integer operations, which know no modes in which a subnormal number is zero.
@@ -43,6 +45,24 @@ class Operations:
         lr, weight_decay = scalars.to(torch.float64 if batch.dtype == "float64" else torch.float32)
         _spread(batch, stepped(x, _votes(batch, decided), lr, weight_decay, decay).to(x.dtype), parameters)
 
+    def tally(self, messages, decided):
+        """As in `devices.Kernels`."""
+        bits = (messages.planes.unsqueeze(-1) & _weights(messages.rows.device)).ne(0).to(torch.int8)
+        votes = 1 - 2 * bits[:, 0]
+        votes *= bits[:, 1] if messages.ties else (messages.voters[:, :1] & 1).to(torch.int8).unsqueeze(-1)
+        total = votes.sum(0, dtype=torch.int32)
+        flags = [total < 0, total != 0] if decided.ties else [total < 0]
+        decided.planes.copy_(_packed(torch.stack(flags)))
+
+    def compare(self, ballot, decided, found):
+        """As in `devices.Kernels`."""
+        alike = ~(ballot.sign ^ decided.sign)
+        masks = [mask for mask in (ballot.nonzero, decided.nonzero) if mask is not None]
+        both = functools.reduce(torch.bitwise_and, masks) if masks else torch.full_like(alike, 0xFF)
+        ties = torch.zeros_like(alike) if decided.nonzero is None else ~decided.nonzero
+        planes = torch.stack([both, alike & both, ties])
+        found[0].copy_((planes.unsqueeze(-1) & _weights(alike.device)).ne(0).sum((1, 2)))
+
 
 def in_memory_order(x: torch.Tensor) -> torch.Tensor:
     """The coordinates of a dense tensor as one row, as they lie in memory; shares the memory."""
@@ -76,14 +96,13 @@ def _put_ballot(batch: Batch, row: torch.Tensor, dtype: str, out, one_bit: bool)
     if not one_bit:
         padding = _padding(batch)
         planes.append(~idle if padding is None else ~idle | padding)
-    packed = (torch.stack(planes).view(len(planes), -1, 8) * _weights(row.device)).sum(-1, dtype=torch.uint8)
+    packed = _packed(torch.stack(planes).view(len(planes), -1, 8))
     where = _words_of(batch)
     for plane, words in zip((out.sign, out.nonzero), packed.view(torch.int64), strict=False):
         plane.view(torch.int64).index_copy_(0, where, words)
     if not one_bit:
-        pad = sum(-n % 64 for n in batch.lengths)
-        first = 2 * batch.firsts[0]
-        out.counts[first : first + 2] = torch.stack([zero.sum() - pad, nan.sum()])
+        zeros_nans = torch.stack([zero if padding is None else zero & ~padding, nan], -1).view(-1, 64, 2)
+        out.counts.view(-1, 2).index_add_(0, _tiles_of(batch), zeros_nans.sum(1, dtype=torch.int32))
 
 
 def _votes(batch: Batch, decided) -> torch.Tensor:
@@ -93,6 +112,11 @@ def _votes(batch: Batch, decided) -> torch.Tensor:
     flags = [(plane.unsqueeze(1) & weights).ne(0).view(-1).to(torch.int8) for plane in planes]
     votes = 1 - 2 * flags[0]
     return votes if len(flags) == 1 else votes * flags[1]
+
+
+def _packed(flags: torch.Tensor) -> torch.Tensor:
+    """Eight flags, the last dimension, as a byte."""
+    return (flags * _weights(flags.device)).sum(-1, dtype=torch.uint8)
 
 
 def _once(kept: dict, key, make) -> torch.Tensor:
@@ -113,6 +137,18 @@ def _words_of(batch: Batch) -> torch.Tensor:
         return torch.from_numpy(np.concatenate(words)).to(batch.device)
 
     return _once(batch.kept, "words", make)
+
+
+def _tiles_of(batch: Batch) -> torch.Tensor:
+    """The number of the tile that each of the batch's words of 64 bits is in."""
+
+    def make():
+        tiles = [
+            first + np.arange(-(-n // 64)) // (TILE // 64) for n, first in zip(batch.lengths, batch.firsts, strict=True)
+        ]
+        return torch.from_numpy(np.concatenate(tiles)).to(batch.device)
+
+    return _once(batch.kept, "tiles", make)
 
 
 def _padding(batch: Batch) -> torch.Tensor | None:

@@ -129,7 +129,7 @@ class Staging:
         host, n, zeros_nans = self._host.numpy(), self._plane_bytes, np.zeros(2, np.int64)
         counts, (sign, nonzero) = host[2 * n :].view(np.int32).reshape(-1, 2), self.ballot
         for numbers, one_bit in self._packed:
-            for start, stop in _runs(self._words, numbers):
+            for start, stop in runs_of(self._words, numbers):
                 sign[start:stop] = host[start:stop]
                 if not one_bit:
                     nonzero[start:stop] = host[n + start : n + stop]
@@ -203,7 +203,7 @@ class Staging:
         return self._batches[key]
 
 
-def _runs(words: Words, numbers: Sequence[int]) -> list[tuple[int, int]]:
+def runs_of(words: Words, numbers: Sequence[int]) -> list[tuple[int, int]]:
     """The bytes [start, stop) of planes that tensors have, those that follow each other in one piece."""
     runs: list[tuple[int, int]] = []
     for i in sorted(numbers):

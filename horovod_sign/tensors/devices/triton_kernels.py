@@ -10,8 +10,10 @@ import triton
 import triton.language as tl
 
 from horovod_sign.tensors.devices.batches import TILE, Batch
+from horovod_sign.tensors.devices.resident import WORDS
 
 _FEW, _MANY = 4, 8  # warps a program, by measurement: to pack takes much in each thread, to update much of memory
+_TALLIED = 64  # words of a chunk that a program tallies, a lane for each bit of them
 
 _BFLOAT16 = tl.constexpr("bfloat16")
 _FLOAT16 = tl.constexpr("float16")
@@ -215,6 +217,54 @@ def apply(tiles, addresses, sign, nonzero, scalars, DTYPE: tl.constexpr, INTEGER
     _put(address, coordinates, left, x - step * lr, DTYPE, INTEGER, ALIGNED, TILE)
 
 
+@triton.jit
+def tally(rows, decided, words, length, MESSAGES, TIES: tl.constexpr, BLOCK: tl.constexpr):
+    """The majority of ballots of so many words of 32 bits; each begins `length` words after the one before."""
+    at, lanes = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, 32)[None, :]
+    inside = at < words
+    total = tl.zeros((BLOCK, 32), tl.int32)
+    for _ in range(MESSAGES):
+        votes = 1 - 2 * ((tl.load(rows + at, mask=inside, other=0)[:, None] >> lanes) & 1)
+        if TIES:
+            votes = votes * ((tl.load(rows + words + at, mask=inside, other=0)[:, None] >> lanes) & 1)
+        else:
+            votes = votes & tl.load(rows + words)  # 0 of a rank that does not vote, else all ones
+        total += votes
+        rows += length
+    tl.store(decided + at, tl.sum(tl.where(total < 0, 1 << lanes, 0), axis=1), mask=inside)
+    if TIES:
+        tl.store(decided + words + at, tl.sum(tl.where(total != 0, 1 << lanes, 0), axis=1), mask=inside)
+
+
+@triton.jit
+def _population(x):
+    """How many bits of all words are set."""
+    x = x - ((x >> 1) & 0x55555555)
+    x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
+    x = (x + (x >> 4)) & 0x0F0F0F0F
+    x = x + (x >> 8)
+    return tl.sum((x + (x >> 16)) & 0x3F, axis=0)
+
+
+@triton.jit
+def compare(sign, nonzero, decided_sign, decided_nonzero, found, words, ABSTAINS: tl.constexpr, TIES: tl.constexpr,
+            BLOCK: tl.constexpr):  # fmt: skip
+    """Counts where neither a ballot nor a vote is 0, where then they are the same, and where the vote is 0."""
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < words
+    both, tied = tl.where(inside, -1, 0), tl.zeros((BLOCK,), tl.int32)
+    alike = ~(tl.load(sign + at, mask=inside, other=0) ^ tl.load(decided_sign + at, mask=inside, other=0))
+    if ABSTAINS:
+        both = both & tl.load(nonzero + at, mask=inside, other=0)
+    if TIES:
+        votes = tl.load(decided_nonzero + at, mask=inside, other=-1)
+        both, tied = both & votes, ~votes
+    row = found + tl.program_id(0) * 3
+    tl.store(row, _population(both))
+    tl.store(row + 1, _population(alike & both))
+    tl.store(row + 2, _population(tied))
+
+
 # Of 16 bits in the upper half of 32, infinity lies as in 32.
 _ELEMENTS = {
     "float16": {
@@ -288,6 +338,20 @@ class TritonKernels:
         """As in `devices.Kernels`."""
         self._write(apply, batch, parameters, decided, scalars, DECAY=decay)
 
+    def tally(self, messages, decided):
+        """As in `devices.Kernels`."""
+        words = messages.chunk // 4
+        rows, into = messages.rows.view(torch.int32), decided.rows.view(torch.int32)
+        options = {"TIES": messages.ties, "BLOCK": _TALLIED, "num_warps": _FEW}
+        self._start(tally, -(-words // _TALLIED), rows, into, words, rows.shape[1], len(rows), **options)
+
+    def compare(self, ballot, decided, found):
+        """As in `devices.Kernels`."""
+        sign, nonzero = (plane.view(torch.int32) for plane in (ballot.planes[0], ballot.planes[-1]))
+        voted, ties = (plane.view(torch.int32) for plane in (decided.planes[0], decided.planes[-1]))
+        options = {"ABSTAINS": ballot.nonzero is not None, "TIES": decided.nonzero is not None, "BLOCK": WORDS}
+        self._start(compare, len(found), sign, nonzero, voted, ties, found, len(sign), num_warps=_FEW, **options)
+
     def _write(self, kernel, batch: Batch, tensors, decided, *scalars, **options):
         at = batch.addresses(tensors)
         elements = {k: _ELEMENTS[batch.dtype][k] for k in ("INTEGER", "WIDTH")}
@@ -299,7 +363,11 @@ class TritonKernels:
     def _launch(kernel, batch: Batch, *arguments, **options):
         # Fused, a product would not be rounded before it is added to.
         options |= {"num_warps": warps_of(kernel), "enable_fp_fusion": False, "TILE": TILE}
-        kernel[(batch.tile_count,)](batch.tiles, *arguments, **options)
+        TritonKernels._start(kernel, batch.tile_count, batch.tiles, *arguments, **options)
+
+    @staticmethod
+    def _start(kernel, programs: int, *arguments, **options):
+        kernel[(programs,)](*arguments, **options)
 
 
 def warps_of(kernel) -> int:

@@ -1,0 +1,188 @@
+"""Votes that stay on a GPU: `transport="device"`, by Horovod for PyTorch or by torch.distributed beside it.
+
+What the host reads of a vote comes too late to tell ranks of notices, and of who takes part. So ranks tell each other
+that by a word of their hosts, an allreduce of Horovod's in each step, and nobody steps, or asks a process group for
+anything, before all have.
+"""
+
+import functools
+
+import horovod.torch as hvd
+import torch
+import torch.distributed as dist
+
+from horovod_sign.carriers.process_group import DeviceGroupCollectives
+from horovod_sign.tensors.buckets import Bucket
+from horovod_sign.tensors.resident import ResidentBucket
+from horovod_sign.torch.collectives import DeviceCollectives
+from horovod_sign.torch.pipeline import Pipeline
+from horovod_sign.voting.collectives import Collectives
+from horovod_sign.voting.protocols import TRANSPORTS
+from horovod_sign.voting.reducer import Everybody
+
+ALL_TRANSPORTS = (*TRANSPORTS, "device")
+
+_JOINED = (
+    'a rank has called hvd.join(), and transport="device" needs all ranks: with uneven data, give '
+    'hvs.DistributedOptimizer transport="counts", in which joined ranks abstain'
+)
+_OTHER_ORDER = (
+    'ranks step their optimizers in different orders, and votes of transport="device" by a process group of '
+    "torch.distributed come in one order on all ranks: step them alike, or leave transport as it is"
+)
+_NO_NCCL = (
+    'transport="device" needs NCCL on all ranks: make a process group of the same ranks before the optimizer is '
+    'wrapped (torch.distributed.init_process_group("nccl", rank=hvd.rank(), world_size=hvd.size(), ...)), or build '
+    "Horovod with HOROVOD_GPU_OPERATIONS=NCCL; or leave transport as it is, by which bits go through the host"
+)
+
+
+def carrier(process_set, device: torch.device, name: str) -> Collectives:
+    """What carries votes of tensors on a device, the same on all ranks. A collective.
+
+    That is a process group of torch.distributed if the script has made one of the same ranks, since then the host waits
+    for nothing that it carries; else Horovod's own operations.
+
+    Args:
+        process_set: Horovod's, of the ranks that vote.
+        device: of the tensors.
+        name: unique among optimizers, the same on all ranks.
+
+    Raises:
+        ValueError: there is neither, on all ranks.
+    """
+    by_horovod = device.type != "cuda" or bool(hvd.nccl_built())
+    able = torch.tensor([_has_group(process_set, device), by_horovod], dtype=torch.int32, device="cpu")
+    able = hvd.allreduce(able, name=f"{name}.able", op=hvd.Min, process_set=process_set).tolist()
+    if able[0]:
+        return DeviceGroupCollectives(dist.new_group())
+    if able[1]:
+        return DeviceCollectives(process_set)
+    raise ValueError(_NO_NCCL)
+
+
+def _has_group(process_set, device: torch.device) -> bool:
+    """Whether torch.distributed has a process group of these ranks that carries tensors of a device."""
+    if not (dist.is_available() and dist.is_initialized()) or process_set.size() != hvd.size():
+        return False
+    backends = dist.get_backend_config(dist.group.WORLD)
+    carried = {"cuda": "cuda:nccl", "cpu": "cpu:gloo"}.get(device.type, "none")
+    return (dist.get_rank(), dist.get_world_size()) == (hvd.rank(), hvd.size()) and carried in backends.split(",")
+
+
+class Word(Everybody):
+    """What the hosts of all ranks tell each other in a step: an allreduce of Horovod's, beside the votes.
+
+    A rank that has joined contributes nothing to it, not even that it is there.
+
+    Args:
+        name: of the op.
+        number: of the optimizer that steps.
+        notice: whether this rank must talk to all others; `notices` of them must, once that is `known`.
+        process_set: Horovod's, of the ranks.
+
+    Attributes:
+        failure: why there are no votes in this step, if there are none.
+    """
+
+    def __init__(self, name: str, number: int, notice: bool, process_set):
+        self.notices, self.failure, self._ranks = 0, "", process_set.size()
+        mine = torch.tensor([1, notice, number, number**2], dtype=torch.float64, device="cpu")
+        self._handle = hvd.allreduce_async(mine, name=name, op=hvd.Sum, process_set=process_set)
+
+    @property
+    def known(self) -> bool:
+        """Whether all ranks have said that they are here."""
+        return self._handle is None
+
+    def check(self, wait: bool = False):
+        """Raises RuntimeError if a rank has joined, or steps another optimizer, as far as that is known."""
+        if self._handle is not None and (wait or hvd.poll(self._handle)):
+            (present, self.notices, total, squares), self._handle = hvd.synchronize(self._handle).tolist(), None
+            if present < self._ranks:
+                self.failure = _JOINED
+            elif present * squares != total**2:  # numbers are alike if they have no variance
+                self.failure = _OTHER_ORDER
+        if self.failure:
+            raise RuntimeError(self.failure)
+
+
+class DevicePipeline(Pipeline):
+    """The votes of one optimizer that stay on a device.
+
+    Args:
+        process_set: Horovod's, of the ranks that vote.
+        pipeline: as of `Pipeline`; the buckets are `ResidentBucket`s, and the collectives carry tensors.
+    """
+
+    def __init__(self, process_set, *pipeline):
+        self._process_set = process_set
+        self._present: Word | None = None
+        self._launched: set[Bucket] = set()
+        super().__init__(*pipeline)
+
+    @property
+    def carries_late_notices(self) -> bool:  # type: ignore[override]
+        """Also those that come when all ballots are under way, until all ranks have been told what there was."""
+        return self._present is None
+
+    def reset(self):
+        """As of `Pipeline`."""
+        super().reset()
+        self._present = None
+        self._launched.clear()
+
+    def conclude(self, seconds: float) -> None:
+        """As of `Pipeline`; where a rank has joined, there are no votes."""
+        if self._collectives.ordered and self._present is not None and self._present.failure:
+            for bucket in self._buckets:
+                bucket.forget()
+            self.reset()
+            return
+        super().conclude(seconds)
+
+    def poll(self):
+        """As of `Pipeline`."""
+        if not self._collectives.ordered:  # else votes start in `step` alone, in one order on all ranks
+            super().poll()
+
+    def _attend(self) -> Word:
+        """What cannot be packed is known before the word of this step, which tells it."""
+        if self._present is None:
+            for bucket in self._unstarted:
+                self._launch(bucket)
+                self._launched.add(bucket)
+                self._tell_of_error(bucket)
+            # A process group has one order for all optimizers: whichever ranks step, they hear of each other.
+            job, _, number = self.name.rpartition(".")
+            name = f"{job if self._collectives.ordered else self.name}.present"
+            self._present = Word(name, int(number), self.notice, self._process_set)
+        return self._present
+
+    def _go_on(self, start: bool = True) -> None:
+        if start or (self._votes and not self._unstarted):
+            present = self._attend()
+            present.check()
+            start &= present.known or not self._collectives.ordered
+        super()._go_on(start)
+
+    def _launch(self, bucket: Bucket) -> None:
+        if bucket in self._launched:
+            self._launched.remove(bucket)
+        else:
+            super()._launch(bucket)
+
+    def _running(self, bucket: ResidentBucket):  # type: ignore[override]
+        there = bucket.collect()
+        self._tell_of_error(bucket)
+        return there.exchange(abstain=self._abstain)
+
+
+def parts(process_set, size: int):
+    """What makes the pipeline and the buckets of votes that stay on a device.
+
+    Args:
+        process_set: Horovod's, of the ranks that vote.
+        size: how many they are.
+    """
+    return functools.partial(DevicePipeline, process_set), functools.partial(ResidentBucket, size=size)
