@@ -12,6 +12,7 @@ from horovod_sign.tensors.devices.resident import Found, Resident
 from horovod_sign.tensors.devices.staging import DevicePlanes
 from horovod_sign.tensors.layout import Layout
 from horovod_sign.tensors.words import Words
+from horovod_sign.voting.protocols import Vote
 
 
 def device_of(parameters: Mapping[torch.Tensor, str]) -> torch.device:
@@ -38,7 +39,7 @@ def check_kernels(device: torch.device) -> None:
     try:
         there.pack("float32", [0], [parameter], one_bit=False)
         there.keep(True)
-        decided = _last(there.exchange(abstain=True))
+        decided = Vote(there.exchange(abstain=True), None, "").wait()  # of one rank, which asks for nothing
         there.compare(decided, 0).read()
     except Exception as error:
         raise RuntimeError(
@@ -134,7 +135,7 @@ class LateMonitor(Monitor):
         """As of `Monitor`."""
         self._votes.append((bucket, bucket.compare(decided)))
 
-    def tell_nan(self, bucket, voter: str) -> None:
+    def tell_nan(self, bucket) -> None:
         """As of `Monitor`; it is told with the counts."""
 
     def end(self, bytes_sent: int) -> None:
@@ -163,12 +164,3 @@ class LateMonitor(Monitor):
                 slot = bucket.slots[counted.first[0]]
                 self._tell(nan_report(self._voter, slot.label, counted.first[1], slot.size))
         super().end(bytes_sent)
-
-
-def _last(running) -> DevicePlanes:
-    """What a protocol of one rank, which has no requests, comes to."""
-    try:
-        next(running)
-    except StopIteration as stop:
-        return stop.value
-    raise AssertionError("a rank that is alone asks for something")

@@ -72,7 +72,8 @@ def DistributedOptimizer(
             all at even rank counts.
         transport: "exchange", "counts" (which works with `hvd.join()`), both by Horovod's engine, or "auto": what costs
             least for so many coordinates and ranks by `horovod_sign.voting.choice`. Small models are then
-            voted on by MPI itself, in `step`, if mpi4py is installed.
+            voted on by MPI itself, in `step`, if mpi4py is installed. "device" keeps bits on the GPU, over NCCL by a
+            process group of torch.distributed if there is one of the same ranks, else by Horovod (docs/gpu.md).
         bucket_cap_mb: megabytes (10^6 bytes) of gradients in one vote. Votes overlap with backward and with each other,
             but each costs some milliseconds by itself. More than the 25 of PyTorch's DistributedDataParallel, which has
             32 times as many bits to send.
