@@ -2,7 +2,9 @@
 
 import collections
 from collections.abc import Mapping
+from typing import Any
 
+import numpy as np
 import torch
 
 from horovod_sign.statistics import Monitor, VoteStatistics, nan_report
@@ -12,6 +14,7 @@ from horovod_sign.tensors.devices.resident import Found, Resident
 from horovod_sign.tensors.devices.staging import DevicePlanes
 from horovod_sign.tensors.layout import Layout
 from horovod_sign.tensors.words import Words
+from horovod_sign.voting.messages import Planes
 from horovod_sign.voting.protocols import Vote
 
 
@@ -35,17 +38,21 @@ def device_of(parameters: Mapping[torch.Tensor, str]) -> torch.device:
 def check_kernels(device: torch.device) -> None:
     """Raises RuntimeError unless the kernels that votes on a device need besides those of its ballots run."""
     parameter = torch.zeros(1, device=device)
-    there = kernels.resident_on(device, Words.of([1]), None, 1)
+    words = Words.of([1])
+    there = kernels.resident_on(device, words, Planes(np.zeros(words.plane_bytes, np.uint8)), 1)
     try:
         there.pack("float32", [0], [parameter], one_bit=False)
         there.keep(True)
-        decided = Vote(there.exchange(abstain=True), None, "").wait()  # of one rank, which asks for nothing
+        decided = Vote(there.exchange(abstain=True), _NOTHING, "").wait()
         there.compare(decided, 0).read()
     except Exception as error:
         raise RuntimeError(
             f"votes cannot be tallied on {device} ({type(error).__name__}: {error}). Triton compiles its kernels on "
             "each host, by a C compiler; HOROVOD_SIGN_TORCH_KERNELS=operations does without it, on all ranks"
         ) from error
+
+
+_NOTHING: Any = None  # of what carries votes: one rank asks for nothing
 
 
 class ResidentBucket(Bucket):
@@ -135,7 +142,7 @@ class LateMonitor(Monitor):
         """As of `Monitor`."""
         self._votes.append((bucket, bucket.compare(decided)))
 
-    def tell_nan(self, bucket) -> None:
+    def tell_nan(self, bucket: Any) -> None:
         """As of `Monitor`; it is told with the counts."""
 
     def end(self, bytes_sent: int) -> None:

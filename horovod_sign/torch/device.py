@@ -6,19 +6,20 @@ anything, before all have.
 """
 
 import functools
+from collections.abc import Callable, Generator
+from typing import Any
 
 import horovod.torch as hvd
 import torch
 import torch.distributed as dist
 
 from horovod_sign.carriers.process_group import DeviceGroupCollectives
-from horovod_sign.tensors.buckets import Bucket
 from horovod_sign.tensors.resident import ResidentBucket
 from horovod_sign.torch.collectives import DeviceCollectives
 from horovod_sign.torch.pipeline import Pipeline
+from horovod_sign.voting import reducer
 from horovod_sign.voting.collectives import Collectives
 from horovod_sign.voting.protocols import TRANSPORTS
-from horovod_sign.voting.reducer import Everybody
 
 ALL_TRANSPORTS = (*TRANSPORTS, "device")
 
@@ -37,7 +38,7 @@ _NO_NCCL = (
 )
 
 
-def carrier(process_set, device: torch.device, name: str) -> Collectives:
+def carrier(process_set: Any, device: torch.device, name: str) -> Collectives:
     """What carries votes of tensors on a device, the same on all ranks. A collective.
 
     That is a process group of torch.distributed if the script has made one of the same ranks, since then the host waits
@@ -61,7 +62,7 @@ def carrier(process_set, device: torch.device, name: str) -> Collectives:
     raise ValueError(_NO_NCCL)
 
 
-def _has_group(process_set, device: torch.device) -> bool:
+def _has_group(process_set: Any, device: torch.device) -> bool:
     """Whether torch.distributed has a process group of these ranks that carries tensors of a device."""
     if not (dist.is_available() and dist.is_initialized()) or process_set.size() != hvd.size():
         return False
@@ -70,7 +71,7 @@ def _has_group(process_set, device: torch.device) -> bool:
     return (dist.get_rank(), dist.get_world_size()) == (hvd.rank(), hvd.size()) and carried in backends.split(",")
 
 
-class Word(Everybody):
+class Word(reducer.Everybody):
     """What the hosts of all ranks tell each other in a step: an allreduce of Horovod's, beside the votes.
 
     A rank that has joined contributes nothing to it, not even that it is there.
@@ -85,17 +86,17 @@ class Word(Everybody):
         failure: why there are no votes in this step, if there are none.
     """
 
-    def __init__(self, name: str, number: int, notice: bool, process_set):
+    def __init__(self, name: str, number: int, notice: bool, process_set: Any):
         self.notices, self.failure, self._ranks = 0, "", process_set.size()
         mine = torch.tensor([1, notice, number, number**2], dtype=torch.float64, device="cpu")
         self._handle = hvd.allreduce_async(mine, name=name, op=hvd.Sum, process_set=process_set)
 
     @property
-    def known(self) -> bool:
+    def known(self) -> bool:  # type: ignore[override]
         """Whether all ranks have said that they are here."""
         return self._handle is None
 
-    def check(self, wait: bool = False):
+    def check(self, wait: bool = False) -> None:
         """Raises RuntimeError if a rank has joined, or steps another optimizer, as far as that is known."""
         if self._handle is not None and (wait or hvd.poll(self._handle)):
             (present, self.notices, total, squares), self._handle = hvd.synchronize(self._handle).tolist(), None
@@ -115,10 +116,10 @@ class DevicePipeline(Pipeline):
         pipeline: as of `Pipeline`; the buckets are `ResidentBucket`s, and the collectives carry tensors.
     """
 
-    def __init__(self, process_set, *pipeline):
+    def __init__(self, process_set: Any, *pipeline: Any) -> None:
         self._process_set = process_set
         self._present: Word | None = None
-        self._launched: set[Bucket] = set()
+        self._launched: set[reducer.Bucket] = set()
         super().__init__(*pipeline)
 
     @property
@@ -126,7 +127,7 @@ class DevicePipeline(Pipeline):
         """Also those that come when all ballots are under way, until all ranks have been told what there was."""
         return self._present is None
 
-    def reset(self):
+    def reset(self) -> None:
         """As of `Pipeline`."""
         super().reset()
         self._present = None
@@ -141,7 +142,7 @@ class DevicePipeline(Pipeline):
             return
         super().conclude(seconds)
 
-    def poll(self):
+    def poll(self) -> None:
         """As of `Pipeline`."""
         if not self._collectives.ordered:  # else votes start in `step` alone, in one order on all ranks
             super().poll()
@@ -166,19 +167,19 @@ class DevicePipeline(Pipeline):
             start &= present.known or not self._collectives.ordered
         super()._go_on(start)
 
-    def _launch(self, bucket: Bucket) -> None:
+    def _launch(self, bucket: reducer.Bucket) -> None:
         if bucket in self._launched:
             self._launched.remove(bucket)
         else:
             super()._launch(bucket)
 
-    def _running(self, bucket: ResidentBucket):  # type: ignore[override]
+    def _running(self, bucket: Any) -> Generator[Any, Any, Any]:
         there = bucket.collect()
         self._tell_of_error(bucket)
         return there.exchange(abstain=self._abstain)
 
 
-def parts(process_set, size: int):
+def parts(process_set: Any, size: int) -> tuple[Callable[..., DevicePipeline], Callable[..., ResidentBucket]]:
     """What makes the pipeline and the buckets of votes that stay on a device.
 
     Args:

@@ -68,6 +68,7 @@ class Resident(Staging):
         self._used_on: set = set()
         self._abstains = True
         self._steps: dict[tuple, tuple] = {}
+        self._out: Any = None  # a tensor, once something is packed
         super().__init__(device, words, ballot, kernels)
 
     def send_to_host(self) -> None:
@@ -87,7 +88,7 @@ class Resident(Staging):
             ballot, nothing = self._ballot(), self._nothing
             for start, stop in runs_of(self._words, [i for i in range(len(self._words.lengths)) if i not in packed]):
                 self._queue.copy(ballot.sign[start:stop], self._byte)
-                self._queue.copy(ballot.nonzero[start:stop], nothing[start:stop])
+                self._queue.copy(ballot.planes[1][start:stop], nothing[start:stop])
             self._queue.hold(self._sources)
             self._abstains = abstain
             self._used_on = {self._queue.source()}
@@ -108,7 +109,7 @@ class Resident(Staging):
             decided = decided._replace(rows=received.view(self._size, -1))
         return self._joined(decided)
 
-    def receive(self, decided, steps: Sequence[tuple[float, float]] = ()):
+    def receive(self, decided: Any, steps: Sequence[tuple[float, float]] = ()) -> tuple[Any, Sequence[Any]]:
         """As in `BucketPlanes`. The planes are here; what steps are like is copied if it has changed."""
         key = tuple(steps)
         with self._queue.here():
@@ -151,7 +152,7 @@ class Resident(Staging):
         """Bytes of a plane, as chunks are cut from it."""
         return self._size * self._chunk
 
-    def _begin(self):
+    def _begin(self) -> None:
         if self._out is None:
             rows = -(-self._plane_bytes // (4 * WORDS))
             nbytes = 2 * self._room + 8 * self._firsts[-1] + 12 * max(rows, 1)
@@ -214,7 +215,7 @@ class Found:
         absent: coordinates that were not packed.
     """
 
-    def __init__(self, queue: Queue, mark, host: torch.Tensor, words: Words, firsts: list[int], absent: int):
+    def __init__(self, queue: Queue, mark: Any, host: torch.Tensor, words: Words, firsts: list[int], absent: int):
         self._queue, self._mark, self._host = queue, mark, host
         self._words, self._firsts, self._absent = words, firsts, absent
 
