@@ -163,8 +163,9 @@ class DevicePipeline(Pipeline):
     def _go_on(self, start: bool = True) -> None:
         if start or (self._votes and not self._unstarted):
             present = self._attend()
-            present.check()
-            start &= present.known or not self._collectives.ordered
+            if self._collectives.ordered:  # votes that others do not start would never end
+                present.check()
+                start &= present.known
         super()._go_on(start)
 
     def _launch(self, bucket: reducer.Bucket) -> None:

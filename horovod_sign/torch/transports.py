@@ -6,7 +6,6 @@ from typing import Any
 import horovod.torch as hvd
 import torch
 
-from horovod_sign.tensors.resident import device_of
 from horovod_sign.torch import device, direct
 from horovod_sign.torch.collectives import HorovodCollectives
 from horovod_sign.torch.hierarchy import NodeCollectives
@@ -28,8 +27,9 @@ def carriers(
             on how many there are.
         nodes: those that vote, instead of ranks.
     """
-    if options.transport == "device":
-        return "device", device.carrier(options.process_set, device_of(parameters), name)
+    if options.transport == "device":  # of all parameters: all ranks have said so
+        where = next((p.device for p in parameters), torch.device("cpu"))
+        return "device", device.carrier(options.process_set, where, name)
     engine = HorovodCollectives(options.process_set) if nodes is None else NodeCollectives(nodes)
     if options.transport != "auto":
         return options.transport, engine
