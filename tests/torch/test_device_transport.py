@@ -151,7 +151,8 @@ def test_joined_ranks_are_one_clear_sentence(carrier):
 
 
 def test_two_optimizers_stepped_in_an_order_that_differs_between_ranks(carrier):
-    scripts = [Script(DEVICE, transport="device") for _ in range(2)]
+    # Comparisons of replicas that ranks begin for different optimizers would stay in Horovod's engine.
+    scripts = [Script(DEVICE, transport="device", check_replicas=0) for _ in range(2)]
     for step in range(2):
         for script in scripts:
             script.optimizer.zero_grad()
