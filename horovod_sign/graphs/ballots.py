@@ -149,7 +149,7 @@ def _advance(
         hold: scalar bool: momenta stay as they are.
         nothing: the integer 0, which the compiler must not know: see `_rounded`.
     """
-    assert rule.beta_state is not None, "a rule that votes on gradients as they are"
+    assert rule.beta_state is not None  # or it would vote on gradients as they are
     new, ballots = [], []
     for gradient, m in zip(gradients, momenta, strict=True):
         g = tf.cast(gradient, tf.float32)

@@ -2,7 +2,7 @@
 
 import functools
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import horovod.tensorflow as hvd
@@ -67,15 +67,16 @@ def _spans(count: int, most: int) -> list[tuple[int, int]]:
     return [(start, min(start + most, count)) for start in range(0, count, most)]
 
 
-def _part(flat, start, stop):
+def _part(flat: tf.Tensor, start: int, stop: int) -> tf.Tensor:
     # Beyond 2^31 too, which Python's slices, in 32 bits, do not reach.
     return tf.slice(flat, tf.constant([start], tf.int64), tf.constant([stop - start], tf.int64))
 
 
-def _broadcast(variables, root_rank, process_set) -> list:
+def _broadcast(variables: Sequence[Any], root_rank: int, process_set: hvd.ProcessSet) -> list:
     """Broadcasts in as many messages as it takes. What to wait for."""
     with tf.control_dependencies(_agreed(variables, process_set)):
-        arrived, assigned = [[] for _ in variables], []
+        arrived: list[list[tf.Tensor]] = [[] for _ in variables]
+        assigned = []
         for number, message in enumerate(_messages(variables)):
             parts = tf.concat([_as_bytes(variables[i], start, stop) for i, start, stop in message], 0)
             name = f"{_NAME}.{number}"
@@ -90,9 +91,10 @@ def _broadcast(variables, root_rank, process_set) -> list:
     return assigned
 
 
-def _messages(variables) -> list[list[tuple[int, int, int]]]:
+def _messages(variables: Sequence[Any]) -> list[list[tuple[int, int, int]]]:
     """What goes together: lists of (variable, start, stop), each of at most PIECE bytes (or one element)."""
-    messages, room = [], 0
+    messages: list[list[tuple[int, int, int]]] = []
+    room = 0
     for i, v in enumerate(variables):
         for start, stop in _spans(_count(v), PIECE // _bytes(v.dtype)):
             size = (stop - start) * _bytes(v.dtype)
@@ -104,7 +106,7 @@ def _messages(variables) -> list[list[tuple[int, int, int]]]:
     return messages
 
 
-def _agreed(variables, process_set) -> list:
+def _agreed(variables: Sequence[Any], process_set: hvd.ProcessSet) -> list:
     """Raises an error on all ranks unless they bring the same; in a graph, what does so when it runs.
 
     In a graph it cannot be asked while tracing: ranks need not trace again at the same time.
@@ -118,38 +120,38 @@ def _agreed(variables, process_set) -> list:
     return []
 
 
-def _raise_unless_alike(records):
+def _raise_unless_alike(records: np.ndarray) -> np.bool_:
     found = disagreement("broadcast_variables", records)
     if found is not None:
         raise found
     return np.True_
 
 
-def _as_bytes(variable, start, stop) -> tf.Tensor:
+def _as_bytes(variable: Any, start: int, stop: int) -> tf.Tensor:
     part = _part(tf.reshape(variable.read_value(), [-1]), start, stop)
     part = tf.cast(part, tf.uint8) if part.dtype == tf.bool else part
     return tf.reshape(tf.bitcast(part, tf.uint8), [-1])
 
 
-def _from_bytes(part, dtype) -> tf.Tensor:
+def _from_bytes(part: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     if dtype == tf.bool:
         return tf.cast(part, tf.bool)
     return tf.bitcast(part if dtype.size == 1 else tf.reshape(part, [-1, dtype.size]), dtype)
 
 
-def _shape(variable) -> tf.Tensor:
+def _shape(variable: Any) -> tf.Tensor:
     return tf.constant(variable.shape.as_list(), tf.int64)
 
 
-def _count(variable) -> int:
+def _count(variable: Any) -> int:
     return variable.shape.num_elements()
 
 
-def _bytes(dtype) -> int:
+def _bytes(dtype: tf.DType) -> int:
     return 1 if dtype == tf.bool else dtype.size
 
 
-def _in_turn(act):
+def _in_turn(act: Callable[[], list]) -> Any:
     """`act()`; in graphs only after what went before, also in other functions, since all have the same names.
 
     Each reads and writes one variable before and after, and TensorFlow keeps that in the order of the program.

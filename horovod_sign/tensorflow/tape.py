@@ -1,6 +1,7 @@
 """`DistributedGradientTape`: a gradient tape whose gradients are the majority vote of all ranks."""
 
 import weakref
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import horovod.tensorflow as hvd
@@ -10,6 +11,7 @@ from horovod_sign.graphs.packing import Coordinates
 from horovod_sign.graphs.variables import underlying, variable
 from horovod_sign.keywords import without_horovods_default
 from horovod_sign.options import bucket_bytes, check_voting
+from horovod_sign.rules import Rule
 from horovod_sign.tensorflow import scaled_losses
 from horovod_sign.tensorflow.checks import check_arguments
 from horovod_sign.tensorflow.compression import Compression, SignCompressor
@@ -123,11 +125,11 @@ class VotingTape(tf.GradientTape):
             "it those that all ranks have, and ask the plain tape, made with persistent=True, for all others"
         )
 
-    def __enter__(self):
+    def __enter__(self) -> "VotingTape":
         self._wrapped.__enter__()
         return self
 
-    def __exit__(self, kind, value, traceback):
+    def __exit__(self, kind: Any, value: Any, traceback: Any) -> None:
         self._wrapped.__exit__(kind, value, traceback)
 
     def watch(self, tensor: Any) -> None:
@@ -156,7 +158,7 @@ class _Options(tuple):
 
     __slots__ = ()
 
-    def __new__(cls, *values):
+    def __new__(cls, *values: Any) -> "_Options":
         return super().__new__(cls, values)
 
 
@@ -172,19 +174,28 @@ class _TapeMemory:
         passes, voting: the tape's options; of the latter, what an `Election` is made of.
     """
 
-    def __init__(self, rule, coordinates, labels, places, former, passes, *voting):
+    def __init__(
+        self,
+        rule: Rule,
+        coordinates: list[Coordinates],
+        labels: list[str],
+        places: list[int | None],
+        former: Any,
+        passes: int,
+        *voting: Any,
+    ) -> None:
         self._coordinates, self._labels, self._passes = coordinates, labels, passes
         self._process_set = voting[0]
-        self.election = Election(rule, *voting, instead_of=former and former.election)
+        self.election = Election(rule, *voting, instead_of=former and former.election)  # type: ignore[misc]
         self.states = None
         if not rule.takes_gradient:
             shapes, kept = [v.shape for v in coordinates], former and former.states
             self.states = OwnStates(rule, shapes) if former is None else kept.of_others(rule, shapes, places)
-        self._sums = Sums(coordinates) if passes > 1 else None
+        self._sums: Any = Sums(coordinates) if passes > 1 else None
         if self._sums:
             self._calls = variable(0, tf.int64)
 
-    def vote(self, gradients, scaler=None):
+    def vote(self, gradients: list, scaler: Any = None) -> list:
         """The votes on a step's gradients; `scaler`: the Keras optimizer that has scaled their loss, if one has."""
         if scaler is None:
             return self._elect(gradients) if self._sums is None else self._pass(gradients)
@@ -198,7 +209,7 @@ class _TapeMemory:
             return scale.scaled(self._elect(gradients, scale.abstaining))
         return scale.scaled(self._pass(gradients, scale.abstaining, scale.heard))
 
-    def _pass(self, gradients, abstaining=None, heard=True):
+    def _pass(self, gradients: list, abstaining: tf.Tensor | None = None, heard: tf.Tensor | bool = True) -> list:
         """Votes in the last of several passes, zeros in the others. A pass that counts on no rank is none."""
         absent = self.election.prepare(gradients, self._coordinates, self._labels)
         dense = [self.election.dense(g, v) for g, v in zip(gradients, self._coordinates, strict=True)]
@@ -209,24 +220,26 @@ class _TapeMemory:
         votes = iter(present)
         return [None if none else next(votes) for none in absent]
 
-    def _elect(self, gradients, abstaining=None):
+    def _elect(self, gradients: list, abstaining: tf.Tensor | None = None) -> list:
         states = None if self.states is None else self.states.next(range(len(self._coordinates)))
         coordinates = [
             v if g is None else v._replace(dtype=g.dtype) for v, g in zip(self._coordinates, gradients, strict=True)
         ]
         return self.election.vote(gradients, coordinates, self._labels, states, abstaining)
 
-    def _elect_sums(self, absent, abstaining):
+    def _elect_sums(self, absent: list[bool], abstaining: tf.Tensor | None) -> list:
         means, silent = self._sums.take(self._passes)
         votes = self._elect(means, None if abstaining is None else silent)
         kept = [(vote, v) for vote, v, none in zip(votes, self._coordinates, absent, strict=True) if not none]
         return [tf.cast(vote, v.dtype) for vote, v in kept]
 
-    def _zeros(self, absent):
+    def _zeros(self, absent: list[bool]) -> list:
         return [tf.zeros(v.shape, v.dtype) for v, none in zip(self._coordinates, absent, strict=True) if not none]
 
 
-def _remembered(compression, variables, gradients, options) -> _TapeMemory:
+def _remembered(
+    compression: SignCompressor, variables: Sequence[Any], gradients: list, options: _Options
+) -> _TapeMemory:
     """The memory of these variables in `compression`, made at first use; it goes when a variable goes."""
     own = all(isinstance(v, tf.Variable) for v in variables)
     if compression.rule.states and not own:
@@ -246,7 +259,7 @@ def _remembered(compression, variables, gradients, options) -> _TapeMemory:
     return compression.memories[key]
 
 
-def _former(compression, key):
+def _former(compression: SignCompressor, key: tuple[tuple, _Options]) -> tuple[Any, list[int | None]]:
     """The latest memory with some of these variables, for the same options, and the variables' places there.
 
     Where there is none, what was loaded for some of them.
@@ -259,6 +272,6 @@ def _former(compression, key):
     return compression.loaded_for(variables)
 
 
-def _coordinates(variable, gradient) -> Coordinates:
+def _coordinates(variable: Any, gradient: Any) -> Coordinates:
     dtype = variable.dtype if gradient is None else gradient.dtype
     return Coordinates(tuple(variable.shape), tf.as_dtype(dtype))

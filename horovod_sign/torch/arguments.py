@@ -1,7 +1,7 @@
 """What `DistributedOptimizer` is given: checked before anything is built or sent."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import horovod.torch as hvd
@@ -15,7 +15,7 @@ from horovod_sign.tensors.planes import check_votable
 from horovod_sign.tensors.scalers import check_scaler
 
 
-def check_arguments(optimizer: object, process_set: Any, grad_scaler: object, unsupported: dict[str, Any]) -> None:
+def check_arguments(optimizer: object, process_set: Any, grad_scaler: object, unsupported: Mapping[str, Any]) -> None:
     """Raises TypeError or ValueError, in one sentence, for arguments of PyTorch's wrapper that cannot be meant."""
     check_process_set(hvd, process_set)
     check_keywords("DistributedOptimizer", unsupported, hvd)

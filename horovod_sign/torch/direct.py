@@ -13,8 +13,8 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Generator
-from typing import Any
+from collections.abc import Callable, Generator
+from typing import Any, cast
 
 import horovod.torch as hvd
 import numpy as np
@@ -38,7 +38,7 @@ _ENDED = (
 )
 
 
-def available(process_set) -> bool:
+def available(process_set: Any) -> bool:
     """Whether mpi4py reaches the ranks of `process_set`, by the MPI library that Horovod uses, from any thread."""
     return process_set.size() == hvd.size() and not _lifetime.ended and mpi_beside(hvd) is not None
 
@@ -49,24 +49,24 @@ class _Lifetime:
     MPI_Finalize first calls what is attached to MPI_COMM_SELF, whichever thread calls it.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.lock, self.ended = threading.Lock(), False
-        self.unfinished = []  # nobody waits for these, but MPI may still write to their buffers
+        self.unfinished: list[Any] = []  # nobody waits for these, but MPI may still write to their buffers
         self._key = None
 
-    def watch(self):
+    def watch(self) -> None:
         """Has MPI tell when it is about to end."""
         if self._key is None:
             MPI = usable_mpi()
             self._key = MPI.Comm.Create_keyval(delete_fn=self._end)
             MPI.COMM_SELF.Set_attr(self._key, self)
 
-    def _end(self, *_):
+    def _end(self, *_: object) -> None:
         self.ended = True
         with self.lock:
             pass
 
-    def call(self, function, *arguments) -> Any:
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Calls a function of MPI's that does not block."""
         with self.lock:
             if self.ended:
@@ -83,8 +83,9 @@ class _Communicators:
     All ranks make all of them together, so that they have the same number on all.
     """
 
-    def __init__(self):
-        self._made, self._free = [], []
+    def __init__(self) -> None:
+        self._made: list[Any] = []
+        self._free: list[int] = []
 
     def free(self) -> list[int]:
         """For each, whether it is free here."""
@@ -106,7 +107,7 @@ class _Communicators:
         self._free[number] = 0
         return self._made[number], number
 
-    def give_back(self, number: int, unfinished: list):
+    def give_back(self, number: int, unfinished: list) -> None:
         """Its optimizer is no more."""
         if unfinished:  # other ranks' requests may still wait for ours
             _lifetime.unfinished += unfinished
@@ -120,9 +121,9 @@ communicators = _Communicators()
 class _UnderWay:
     """A request that is being carried out."""
 
-    def __init__(self, steps: Generator):
-        self.steps, self.result = steps, None
-        self.mpi_request = next(steps)
+    def __init__(self, steps: Generator[Any, None, np.ndarray]) -> None:
+        self.steps = steps
+        self.mpi_request, self.result = next(steps), cast(np.ndarray, None)  # until it is done
 
 
 class DirectCollectives:
@@ -140,11 +141,12 @@ class DirectCollectives:
 
     ordered = True
 
-    def __init__(self, name: str, free_everywhere: list[int]):
+    def __init__(self, name: str, free_everywhere: list[int]) -> None:
         self._comm, number = communicators.take(free_everywhere)
         self.rank, self.size = self._comm.rank, self._comm.size
         self._name = f"{name}.present"
-        self._lengths_told, self._questions = 0, {}
+        self._lengths_told = 0
+        self._questions: dict[int, Any] = {}
         self._since = time.monotonic()
         self._unfinished: list[_UnderWay] = []
         weakref.finalize(self, communicators.give_back, number, self._unfinished).atexit = False
@@ -178,7 +180,7 @@ class DirectCollectives:
             self.idle()
         return handle.result
 
-    def idle(self):
+    def idle(self) -> None:
         waited = time.monotonic() - self._since
         if waited > ASKS_AFTER:
             self._ask(self._lengths_told)
@@ -190,7 +192,7 @@ class DirectCollectives:
         else:
             os.sched_yield()  # other ranks may wait for this processor; to sleep takes 60 microseconds at least
 
-    def _alltoall(self, buffer, lengths):
+    def _alltoall(self, buffer: np.ndarray, lengths: np.ndarray) -> Generator[Any, None, np.ndarray]:
         incoming = np.empty_like(lengths)
         told = self._marked(lengths)
         yield _lifetime.call(self._comm.Ialltoall, told, incoming)
@@ -199,7 +201,7 @@ class DirectCollectives:
         yield _lifetime.call(self._comm.Ialltoallv, [buffer, lengths], [received, incoming])
         return received
 
-    def _allgather(self, buffer):
+    def _allgather(self, buffer: np.ndarray) -> Generator[Any, None, np.ndarray]:
         incoming = np.empty(self.size, np.int64)
         told = self._marked(np.array([len(buffer)], np.int64))
         yield _lifetime.call(self._comm.Iallgather, told, incoming)
@@ -208,13 +210,13 @@ class DirectCollectives:
         yield _lifetime.call(self._comm.Iallgatherv, buffer, [received, incoming])
         return received
 
-    def _marked(self, lengths):
+    def _marked(self, lengths: np.ndarray) -> np.ndarray:
         """Lengths that also tell whether this rank has asked since it told the last ones."""
         asked = self._lengths_told in self._questions
         self._lengths_told += 1
         return lengths | _ASKING if asked else lengths
 
-    def _told(self, incoming):
+    def _told(self, incoming: np.ndarray) -> np.ndarray:
         """The lengths of all. If a rank has asked before it told its own, all answer, since all are here."""
         before = self._lengths_told - 1
         if (incoming & _ASKING).any():  # all ranks see the same
@@ -223,7 +225,7 @@ class DirectCollectives:
         self._questions.pop(before, None)
         return incoming & ~_ASKING
 
-    def _ask(self, number: int):
+    def _ask(self, number: int) -> None:
         if number not in self._questions:
             name = f"{self._name}.{number}"
             mine = torch.ones(1, dtype=torch.float32, device="cpu")
@@ -233,7 +235,7 @@ class DirectCollectives:
         handle = self._questions[number]
         return handle is not None and hvd.poll(handle)
 
-    def _conclude(self, number: int):
+    def _conclude(self, number: int) -> None:
         handle, self._questions[number] = self._questions[number], None
         if handle is not None and int(hvd.synchronize(handle)) < self.size:
             raise RuntimeError(_JOINED)

@@ -1,7 +1,7 @@
 """`DistributedOptimizer`: any torch optimizer, stepping by the majority vote of all ranks."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import horovod.torch as hvd
 import torch
@@ -143,7 +143,7 @@ def DistributedOptimizer(
     return wrapped
 
 
-def _chosen_rule(optimizer, compression: SignCompressor | None) -> Rule:
+def _chosen_rule(optimizer: torch.optim.Optimizer, compression: SignCompressor | None) -> Rule:
     compression = without_horovods_default(compression, hvd.Compression)
     if compression is not None and not isinstance(compression, SignCompressor):
         raise wrong_compression(compression)
@@ -151,10 +151,10 @@ def _chosen_rule(optimizer, compression: SignCompressor | None) -> Rule:
     return choose_rule(own, compression.rule if compression is not None else None, type(optimizer).__name__)
 
 
-def _wrap(optimizer, rule: Rule):
+def _wrap(optimizer: torch.optim.Optimizer, rule: Rule) -> Any:
     """The optimizer as one of a class derived from its own."""
     body = SignStep if isinstance(optimizer, SignOptimizer) else VotesAsGradients
-    cls = type(type(optimizer).__name__, (body, type(optimizer)), {})
+    cls: Any = type(type(optimizer).__name__, (body, type(optimizer)), {})
     wrapped = cls.__new__(cls)
     wrapped.__dict__.update(optimizer.__dict__)
     wrapped.__dict__.pop("step", None)  # a learning-rate scheduler's, bound to the optimizer that is wrapped

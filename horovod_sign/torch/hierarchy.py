@@ -1,6 +1,7 @@
 """Votes of nodes by Horovod for PyTorch: see `voting.hierarchy`."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from typing import Any
 
 import horovod.torch as hvd
 import torch
@@ -12,6 +13,7 @@ from horovod_sign.torch.collectives import HorovodCollectives
 from horovod_sign.torch.pipeline import Pipeline
 from horovod_sign.voting import hierarchy
 from horovod_sign.voting.collectives import Allgather, IntraNode, Request
+from horovod_sign.voting.messages import Planes
 from horovod_sign.voting.nodes import Nodes
 from horovod_sign.voting.reducer import Everybody
 
@@ -27,13 +29,13 @@ class NodeCollectives:
 
     ordered = False
 
-    def __init__(self, nodes: Nodes):
+    def __init__(self, nodes: Nodes) -> None:
         self.rank, self.size = nodes.number, nodes.count
         self._local_set = nodes.local_set
         self._own = HorovodCollectives(nodes.local_set)
-        self._first = HorovodCollectives(nodes.cross_set) if nodes.leads else None
+        self._first: Any = HorovodCollectives(nodes.cross_set) if nodes.leads else None
 
-    def start(self, request: Request | IntraNode, name: str):
+    def start(self, request: Request | IntraNode, name: str) -> tuple[Any, Any]:
         name = hierarchy.op_name(request, name, self.rank)
         if not isinstance(request, IntraNode):
             return self._first, self._first.start(request, name)
@@ -42,14 +44,14 @@ class NodeCollectives:
         tensors, local_set = request.request.tensors, self._local_set
         return None, hvd.grouped_allreduce_async_(tensors, name=name, op=hvd.Average, process_set=local_set)
 
-    def done(self, handle) -> bool:
+    def done(self, handle: tuple[Any, Any]) -> bool:
         return hvd.poll(handle[1])
 
-    def finish(self, handle):
+    def finish(self, handle: tuple[Any, Any]) -> Any:
         collectives, handle = handle
         return hvd.synchronize(handle) if collectives is None else collectives.finish(handle)
 
-    def idle(self):
+    def idle(self) -> None:
         self._own.idle()
 
 
@@ -64,20 +66,20 @@ class NodePipeline(Pipeline):
     packs_in_backward = False  # but after the mean
     carries_late_notices = True
 
-    def __init__(self, nodes: Nodes, *pipeline):
+    def __init__(self, nodes: Nodes, *pipeline: Any) -> None:
         self._nodes = nodes
         super().__init__(*pipeline)
 
     def _attend(self) -> "JoinCheck":
         return JoinCheck(self.name, self.notice)
 
-    def _launch(self, bucket: Bucket):
+    def _launch(self, bucket: Any) -> None:
         pass
 
-    def _running(self, bucket: Bucket) -> Generator:
+    def _running(self, bucket: Any) -> Generator[Any, Any, Planes]:
         return vote_of_nodes(self._nodes, bucket, self._protocol_of(bucket), self._abstain)
 
-    def _watch(self, packed: list[Slot]):
+    def _watch(self, packed: list[Slot]) -> None:
         # The mean comes into the gradients, which torch does not notice unless it is by a copy.
         gradients = [(slot, slot.parameter.grad) for slot in packed]
         self._edits.note([slot for slot, g in gradients if g is not None and averaged_in_place(g)], final=False)
@@ -93,17 +95,17 @@ class JoinCheck(Everybody):
         notice: whether this rank must talk to all others; `notices` of them must, once that is `known`.
     """
 
-    def __init__(self, name: str, notice: bool):
+    def __init__(self, name: str, notice: bool) -> None:
         self.notices = 0
         mine = torch.tensor([1.0, notice], dtype=torch.float32, device="cpu")
         self._handle = hvd.allreduce_async(mine, name=f"{name}.present", op=hvd.Sum)
 
     @property
-    def known(self) -> bool:
+    def known(self) -> bool:  # type: ignore[override]
         """Whether all ranks are there, and `notices` is how many have one."""
         return self._handle is None
 
-    def check(self, wait: bool = False):
+    def check(self, wait: bool = False) -> None:
         """Raises RuntimeError if a rank has joined, as far as that is known without waiting."""
         if self._handle is None or not (wait or hvd.poll(self._handle)):
             return
@@ -112,11 +114,13 @@ class JoinCheck(Everybody):
             raise RuntimeError(hierarchy.JOINED)
 
 
-def vote_of_nodes(nodes: Nodes, bucket: Bucket, protocol, abstain: bool) -> Generator:
+def vote_of_nodes(
+    nodes: Nodes, bucket: Bucket, protocol: Callable[..., Generator[Any, Any, Any]], abstain: bool
+) -> Generator[Any, Any, Planes]:
     """`voting.hierarchy.vote_of_nodes` of a bucket, whose gradients become the means of the node."""
     slots = [slot for slot in bucket.trainable if slot.size]  # the same on all ranks of the node
 
-    def pack(means):
+    def pack(means: list[torch.Tensor]) -> Planes:
         if means:
             _put_back(slots, means)
         return bucket.pack(abstain)
@@ -163,7 +167,7 @@ def _readable(slot: Slot) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _put_back(slots: list[Slot], means: list[torch.Tensor]):
+def _put_back(slots: list[Slot], means: list[torch.Tensor]) -> None:
     for slot, mean in zip(slots, means, strict=True):
         p = slot.parameter
         if p.shape != mean.shape:

@@ -5,8 +5,9 @@ A wrapped optimizer is of a class derived from `SignStep` or `VotesAsGradients`,
 """
 
 import warnings
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -41,7 +42,13 @@ _SPENT = (
 )
 
 
-class Distributed:
+if TYPE_CHECKING:  # what `super()` is behind these methods
+    from typing import Any as _Optimizer
+else:
+    _Optimizer = object
+
+
+class Distributed(_Optimizer):
     """The methods of a wrapped optimizer, whichever it is."""
 
     _votes: Votes
@@ -49,13 +56,14 @@ class Distributed:
     # torch.amp.GradScaler then calls step() on all ranks, also on those that overflowed: see `scaling`.
     _step_supports_amp_scaling = True
 
-    def _become_distributed(self, rule: Rule):
+    def _become_distributed(self, rule: Rule) -> None:
         """What a wrapped optimizer has besides. Its votes are made when all ranks have one.
 
         Args:
             rule: what it votes on, unless it says so itself.
         """
-        self._rule, self._sign_states = rule, {}
+        self._rule = rule
+        self._sign_states: dict[torch.Tensor, dict] = {}
         self._spent = Spent()
         self._takes_sparse = isinstance(self, torch.optim.SparseAdam)
         self._synchronized, self._should_synchronize, self._skip = False, True, False
@@ -70,7 +78,7 @@ class Distributed:
         return self._votes.statistics
 
     @torch.compiler.disable  # Dynamo would trace into the kernels, whose addresses it takes for numbers
-    def step(self, closure=None):
+    def step(self, closure: Callable[..., Any] | None = None) -> Any:
         """Votes, if `synchronize` has not, and takes a step; returns the loss of `closure`, if there is one."""
         self._votes.check_step()
         if closure is not None:
@@ -82,7 +90,7 @@ class Distributed:
     step.hooked = True
 
     @torch.compiler.disable
-    def synchronize(self):
+    def synchronize(self) -> None:
         """Makes the votes the gradients of the parameters, to be changed before a `step` in `skip_synchronize`."""
         with self._votes.concluded():
             if self._may_vote():
@@ -95,7 +103,7 @@ class Distributed:
         self._synchronized = True
 
     @contextmanager
-    def skip_synchronize(self):
+    def skip_synchronize(self) -> Iterator[None]:
         """`step` inside takes the gradients as they are, after `synchronize`; it may be entered once for many steps."""
         self._should_synchronize = False
         try:
@@ -103,7 +111,7 @@ class Distributed:
         finally:
             self._should_synchronize = True
 
-    def _vote_and_step(self):
+    def _vote_and_step(self) -> None:
         with self._votes.concluded():
             self.vote_on_gradients()
             if not self._skip:
@@ -112,7 +120,7 @@ class Distributed:
         self._votes.end_step()
         self._synchronized, self._skip = False, False
 
-    def vote_on_gradients(self):
+    def vote_on_gradients(self) -> None:
         """What a step begins with: the vote, which in `skip_synchronize` must have been taken."""
         if self._should_synchronize:
             if self._synchronized:
@@ -122,18 +130,18 @@ class Distributed:
         elif not (self._synchronized and self._votes.untouched):
             raise AssertionError(_NOT_SYNCHRONIZED)
 
-    def vote_anew(self):
+    def vote_anew(self) -> None:
         """A further vote of the same step, on gradients of a backward pass since the last."""
         self._synchronized = False
         self.vote_on_gradients()
 
-    def zero_grad(self, set_to_none: bool = True):
+    def zero_grad(self, set_to_none: bool = True) -> None:
         """As torch's; not while the gradients are being voted on."""
         if not self._votes.give_up():
             raise AssertionError(_RACE)
         super().zero_grad(set_to_none)
 
-    def add_param_group(self, param_group: dict):
+    def add_param_group(self, param_group: dict) -> None:
         """As torch's, on all ranks alike: a collective, which raises on all of them if they differ."""
         groups, error = len(self.param_groups), None
         try:
@@ -148,7 +156,7 @@ class Distributed:
             raise
 
     @property
-    def process_set(self):
+    def process_set(self) -> Any:
         """Horovod's, of the ranks that vote."""
         return self._votes.process_set
 
@@ -158,14 +166,14 @@ class Distributed:
         return self._votes.passes
 
     @backward_passes_per_step.setter
-    def backward_passes_per_step(self, passes: int):
+    def backward_passes_per_step(self, passes: int) -> None:
         self.set_backward_passes_per_step(passes)
 
-    def set_backward_passes_per_step(self, passes: int):
+    def set_backward_passes_per_step(self, passes: int) -> None:
         """Changes how many backward passes make a step, between steps."""
         self._votes.passes = passes
 
-    def make_vote_states(self, parameters):
+    def make_vote_states(self, parameters: Collection[torch.Tensor]) -> None:
         """Makes the state of parameters now, so that every rank has the same to broadcast or to save."""
         for group in self.param_groups:
             for p in group["params"]:
@@ -176,13 +184,13 @@ class Distributed:
                     if rule.warmup_steps:
                         state.setdefault("step", 0)
 
-    def __deepcopy__(self, memo: dict):
+    def __deepcopy__(self, memo: dict) -> Any:
         return copies.deepcopy(self, memo)
 
-    def __reduce_ex__(self, protocol):
+    def __reduce_ex__(self, protocol: Any) -> Any:
         copies.refuse_pickling()
 
-    def _step_of_base(self, *closure) -> Any:
+    def _step_of_base(self, *closure: Any) -> Any:
         """The step of the optimizer as it was."""
         return super().step(*closure)
 
@@ -207,21 +215,21 @@ class VotesAsGradients(Distributed):
     def vote_state(self, p: torch.Tensor) -> dict:
         return self._sign_states.setdefault(p, {})
 
-    def drop_vote_states(self, parameters):
+    def drop_vote_states(self, parameters: Collection[torch.Tensor]) -> None:
         """Forgets what parameters that have left were voted on by."""
         for p in parameters:
             self._sign_states.pop(p, None)
 
-    def _vote_before_step(self):
+    def _vote_before_step(self) -> None:
         if self._votes.untouched and self._spent.unchanged(self.param_groups):
             raise RuntimeError(_SPENT)
         self.synchronize()
 
-    def _step_by_vote(self):
+    def _step_by_vote(self) -> None:
         self._step_of_base()
         self._spent.note(self.param_groups)
 
-    def _step_with(self, closure):
+    def _step_with(self, closure: Callable[..., Any]) -> Any:
         plain = takes_plain_steps(super(Distributed, self).step)
         if not plain and self._votes.new_gradients():
             self.vote_on_gradients()  # it may look at them before it evaluates the closure
@@ -239,7 +247,7 @@ class VotesAsGradients(Distributed):
         votes_by = {i: dict(self._sign_states[p]) for i, p in enumerate(parameters) if p in self._sign_states}
         return {**super().state_dict(), "horovod_sign": votes_by}
 
-    def load_state_dict(self, state_dict: dict):
+    def load_state_dict(self, state_dict: dict) -> None:
         """Loads what `state_dict` or `hvs.gather_state_dict` gave, or the state of the optimizer alone, and then
         momenta start at zero."""
         self._votes.has_history = True
@@ -266,28 +274,28 @@ class SignStep(Distributed):
     def vote_state(self, p: torch.Tensor) -> dict:
         return self.state[p]
 
-    def drop_vote_states(self, parameters):
+    def drop_vote_states(self, parameters: Collection[torch.Tensor]) -> None:
         """Their state is the user's to move or to drop, as of any optimizer of torch's."""
 
-    def _vote_before_step(self):
+    def _vote_before_step(self) -> None:
         self._may_vote()
 
-    def _step_by_vote(self):
+    def _step_by_vote(self) -> None:
         self._step_of_base()
 
-    def _step_with(self, closure):
+    def _step_with(self, closure: Callable[..., Any]) -> Any:
         with torch.enable_grad():
             loss = closure()
         self._vote_and_step()
         return loss
 
-    def load_state_dict(self, state_dict: dict):
+    def load_state_dict(self, state_dict: dict) -> None:
         """Loads what `state_dict` or `hvs.gather_state_dict` gave."""
         self._votes.has_history = True
         super().load_state_dict(checkpoints.of_this_rank(state_dict, self._votes.process_set))
 
     @torch.no_grad()
-    def _update(self):
+    def _update(self) -> None:
         if self._synchronized:  # the gradients are votes, perhaps changed since
             for group in self.param_groups:
                 for p in group["params"]:

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from horovod_sign.adopted import adopt
+from horovod_sign.tensorflow.election import Election
 from horovod_sign.tensorflow.handshake import agree
 from horovod_sign.tensorflow.keras import models
 from horovod_sign.tensorflow.keras.distributed import election_of
@@ -68,7 +69,8 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
                 "keep what each rank has for itself out of the model"
             )
         self.root_rank, self.process_set = root_rank, process_set
-        self._check, self._first_epoch, self._start = ReplicaCheck(process_set), True, None
+        self._check, self._first_epoch = ReplicaCheck(process_set), True
+        self._start: Start | None = None
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         # Before the first batch some ranks may have no weights yet.
@@ -180,7 +182,9 @@ class VoteStatisticsCallback(keras.callbacks.Callback):
             raise TypeError(f"VoteStatisticsCallback finds no votes: wrap {names} by hvs.DistributedOptimizer")
         return found
 
-    def _report(self, election, before, prefix, epoch, logs):
+    def _report(
+        self, election: Election, before: tuple[int, Any], prefix: str, epoch: float, logs: dict[str, Any]
+    ) -> None:
         statistics = election.statistics(before)
         steps = max(statistics.step - before[0], 1)
         fields = {field: getattr(statistics, field) for field in ("agreement", "abstained", "ties")}
@@ -235,7 +239,8 @@ class LearningRateScheduleCallback(keras.callbacks.Callback):
                 "and a vote needs none: leave it out"
             )
         self.initial_lr, self.start_epoch, self.end_epoch = initial_lr, start_epoch, end_epoch
-        self.staircase, self.steps_per_epoch, self._steps_given = staircase, steps_per_epoch, steps_per_epoch
+        self.staircase, self._steps_given = staircase, steps_per_epoch
+        self.steps_per_epoch: Any = steps_per_epoch  # or what Keras says
         self.multiplier = multiplier if callable(multiplier) else lambda epoch: multiplier
         self._epoch = 0
 
@@ -267,7 +272,7 @@ class LearningRateScheduleCallback(keras.callbacks.Callback):
         if logs is not None:
             logs["lr"] = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
 
-    def _set(self, epoch):
+    def _set(self, epoch: float) -> None:
         if epoch >= self.start_epoch and (self.end_epoch is None or epoch < self.end_epoch):
             self.model.optimizer.learning_rate = self.initial_lr * self.multiplier(epoch)
 
@@ -295,7 +300,7 @@ class LearningRateWarmupCallback(LearningRateScheduleCallback):
         steps_per_epoch: int | None = None,
         verbose: int = 0,
     ) -> None:
-        def multiplier(epoch):
+        def multiplier(epoch: float) -> float:
             # The end of a batch, not its beginning, so that the last batch of the warm-up has the full rate.
             epoch += 1.0 / self.steps_per_epoch
             return 1.0 / hvd.size() * (epoch * (hvd.size() - 1) / warmup_epochs + 1)

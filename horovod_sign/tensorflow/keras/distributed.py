@@ -4,20 +4,20 @@ Horovod 0.28's own wrapper reduces nothing with Keras 3 and raises nothing. This
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import horovod.tensorflow as hvd
 import keras
 import tensorflow as tf
 
 from horovod_sign.graphs.ballots import all_finite
-from horovod_sign.graphs.packing import Coordinates
+from horovod_sign.graphs.packing import Coordinates, States
 from horovod_sign.graphs.places import host
 from horovod_sign.keywords import without_horovods_default
 from horovod_sign.options import bucket_bytes, check_voting
-from horovod_sign.rules import choose_rule
+from horovod_sign.rules import Rule, choose_rule
 from horovod_sign.statistics import VoteStatistics
 from horovod_sign.tensorflow.checks import check_arguments
 from horovod_sign.tensorflow.compression import SignCompressor
@@ -123,12 +123,13 @@ def DistributedOptimizer(
     if name is not None:
         optimizer.name = name
     optimizer.__class__ = _distributed_class(
-        type(optimizer), (rule, process_set, abstain, transport, size, bool(hierarchical))
+        type(optimizer),  # type: ignore[arg-type]
+        (rule, process_set, abstain, transport, size, bool(hierarchical)),
     )
     return optimizer
 
 
-def _kind(optimizer) -> str:
+def _kind(optimizer: object) -> str:
     legacy = type(optimizer).__module__.startswith("tf_keras")
     hint = " of Keras 2 (tf_keras): unset TF_USE_LEGACY_KERAS, or take keras instead of tf.keras" if legacy else ""
     return type(optimizer).__name__ + hint
@@ -159,7 +160,7 @@ def step_of(optimizer: keras.optimizers.Optimizer) -> "_Step":
     return optimizer.__dict__["_horovod_sign_step"]
 
 
-def _set_accumulation(inner, passes):
+def _set_accumulation(inner: keras.optimizers.Optimizer, passes: int) -> None:
     if passes == 1:
         return
     if inner.gradient_accumulation_steps not in (None, passes):
@@ -175,16 +176,22 @@ def _set_accumulation(inner, passes):
     inner.gradient_accumulation_steps = passes
 
 
-class _Distributed:
+if TYPE_CHECKING:  # what `super()` is behind these methods
+    from typing import Any as _Optimizer
+else:
+    _Optimizer = object
+
+
+class _Distributed(_Optimizer):
     """The methods of a distributed optimizer, which stand before those of its own class."""
 
     _horovod_sign_options: tuple
 
     @tf.autograph.experimental.do_not_convert
-    def apply(self, grads, trainable_variables=None):
+    def apply(self, grads: list, trainable_variables: Sequence[Any] | None = None) -> Any:
         return step_of(self).apply(grads, trainable_variables)
 
-    def _apply_as_before(self, grads, trainable_variables=None):
+    def _apply_as_before(self, grads: list, trainable_variables: Sequence[Any] | None = None) -> Any:
         """The step of the optimizer as it was, by gradients as they are."""
         return super().apply(grads, trainable_variables)
 
@@ -197,11 +204,11 @@ class _Distributed:
         """By this rank to others in the latest vote."""
         return self.vote_statistics().bytes_sent
 
-    def register_local_var(self, var):
+    def register_local_var(self, var: Any) -> None:
         """Horovod's, for variables that each rank has for itself. Not possible here."""
         raise NotImplementedError(_NO_LOCAL_VARIABLES)
 
-    def __setattr__(self, name, value):
+    def __setattr__(self, name: str, value: Any) -> None:
         # A LossScaleOptimizer takes the factor away from the optimizer that it is put around.
         if name == "loss_scale_factor" and value is None and "built" in self.__dict__:
             raise ValueError(_SCALED_OUTSIDE)
@@ -209,7 +216,7 @@ class _Distributed:
 
 
 @functools.lru_cache(maxsize=64)  # Keras keeps each class that it knows by a name
-def _distributed_class(base, options):
+def _distributed_class(base: Any, options: tuple) -> type:
     """A subclass of `base` that votes, with the name under which `base` is saved."""
     members = {"_horovod_sign_options": options, "__module__": base.__module__, "__doc__": base.__doc__}
     cls = type(base.__name__, (_Distributed, base), members)
@@ -224,7 +231,9 @@ def _distributed_class(base, options):
 class _Step:
     """What a distributed optimizer does in `apply`: gradients to votes, then the base class's step on the votes."""
 
-    def __init__(self, optimizer, rule, process_set, *voting):
+    def __init__(
+        self, optimizer: keras.optimizers.Optimizer, rule: Rule, process_set: hvd.ProcessSet, *voting: Any
+    ) -> None:
         self._optimizer, self._inner = optimizer, inner_optimizer(optimizer)
         self._scaled = self._inner is not optimizer
         self._rule, self.process_set = rule, process_set
@@ -232,9 +241,10 @@ class _Step:
         self.election = Election(*self._options)
         # One for each list of variables: that changes when layers are frozen and the model is compiled anew.
         self._elections: dict[tuple, Election] = {}
-        self._own_states = self._sums = None
+        self._own_states: OwnStates | None = None
+        self._sums: Sums | None = None
 
-    def apply(self, grads, trainable_variables):
+    def apply(self, grads: list, trainable_variables: Sequence[Any] | None) -> Any:
         grads = list(grads)
         if not grads or (trainable_variables is None and not self._optimizer.built):
             return self._optimizer._apply_as_before(grads, trainable_variables)
@@ -249,20 +259,22 @@ class _Step:
             return self._take(votes, variables)
         return self._apply_scaled(grads, variables, coordinates, labels, absent)
 
-    def _prepare(self, grads, variables, coordinates, labels) -> list[bool]:
+    def _prepare(self, grads: list, variables: list, coordinates: list[Coordinates], labels: list[str]) -> list[bool]:
         """Goes over to the election of these variables; as `Election.prepare`."""
         known = self._inner._trainable_variables_indices
         key = tuple(known.get(self._inner._var_key(v)) for v in variables)
         if key not in self._elections:
             unknown = [label for label, index in zip(labels, key, strict=True) if index is None]
             error = ValueError(_UNKNOWN.format(unknown[0])) if unknown else None
-            election = Election(*self._options, instead_of=self.election) if self._elections else self.election
+            election = Election(*self._options, instead_of=self.election) if self._elections else self.election  # type: ignore[misc]
             election.prepare(grads, coordinates, labels, error)
             self._elections[key] = election
         self.election = self._elections[key]
         return self.election.prepare(grads, coordinates, labels)
 
-    def _apply_scaled(self, grads, variables, coordinates, labels, absent):
+    def _apply_scaled(
+        self, grads: list, variables: list, coordinates: list[Coordinates], labels: list[str], absent: list[bool]
+    ) -> None:
         """Under a LossScaleOptimizer: ranks without an overflow vote, and each sees to its own scale.
 
         Scales need not be equal, since a vote has none. A rank that always overflows is outvoted by the others, whose
@@ -279,7 +291,17 @@ class _Step:
         tf.cond(heard, lambda: self._take(votes, variables), lambda: None)
         follow(optimizer, finite, heard)
 
-    def _votes(self, grads, variables, coordinates, labels, absent, scale, abstaining=None, heard=True):
+    def _votes(
+        self,
+        grads: list,
+        variables: list,
+        coordinates: list[Coordinates],
+        labels: list[str],
+        absent: list[bool],
+        scale: Any,
+        abstaining: tf.Tensor | None = None,
+        heard: tf.Tensor | bool = True,
+    ) -> list:
         """The votes, one per variable or None; between applied steps of an accumulation, zeros.
 
         Args:
@@ -293,39 +315,47 @@ class _Step:
         if not steps:
             return self._elect(grads, variables, coordinates, labels, abstaining)
         # Of each variable of the optimizer, as in Keras: another list of variables goes on with the same sums.
-        if self._sums is None:
-            self._sums = Sums([_coordinates(v, None) for v in self._inner._trainable_variables])
+        sums = self._sums
+        if sums is None:
+            sums = self._sums = Sums([_coordinates(v, None) for v in self._inner._trainable_variables])
         indices = self._indices(variables)
-        self._sums.add(grads, abstaining, indices)
+        sums.add(grads, abstaining, indices)
 
-        def elect():
-            means, silent = self._sums.take(steps, indices)
+        def elect() -> list:
+            means, silent = sums.take(steps, indices)
             votes = self._elect(means, variables, coordinates, labels, None if abstaining is None else silent)
             # The base class adds what it gets and divides it by `steps`.
             return [tf.cast(v * steps, c.dtype) for v, c in zip(votes, coordinates, strict=True) if v is not None]
 
-        def wait():
+        def wait() -> list:
             return [tf.zeros(c.shape, c.dtype) for c, none in zip(coordinates, absent, strict=True) if not none]
 
         last = ((self._inner._iterations.value + 1) % steps == 0) & heard
         votes = iter(tf.cond(last, elect, wait))
         return [None if none else next(votes) for none in absent]
 
-    def _elect(self, grads, variables, coordinates, labels, abstaining):
+    def _elect(
+        self,
+        grads: list,
+        variables: list,
+        coordinates: list[Coordinates],
+        labels: list[str],
+        abstaining: tf.Tensor | None,
+    ) -> list:
         return self.election.vote(grads, coordinates, labels, self._states(variables), abstaining)
 
-    def _states(self, variables):
+    def _states(self, variables: list) -> States | None:
         if self._rule.takes_gradient:
             return None
         if isinstance(self._inner, SignOptimizer):
             return self._inner.states_of(variables)
         return self._remembered().next(self._indices(variables))
 
-    def _indices(self, variables) -> list[int]:
+    def _indices(self, variables: list) -> list[int]:
         """The places of variables among those of the optimizer."""
         return [self._inner._get_variable_index(v) for v in variables]
 
-    def forget_sums(self):
+    def forget_sums(self) -> None:
         """Drops the gradients that are summed for a vote that is yet to come."""
         self._sums = None
 
@@ -346,7 +376,7 @@ class _Step:
             self._own_states = OwnStates(self._rule, shapes)
         return self._own_states
 
-    def _take(self, votes, variables):
+    def _take(self, votes: list, variables: list) -> Any:
         """The step on votes: the base class's, which first divides by a fixed scale, if there is one."""
         scale, step = self._inner.loss_scale_factor, self._inner.apply if self._scaled else self._inner._apply_as_before
         if scale is not None:
@@ -357,7 +387,7 @@ class _Step:
             with self._inner.given_votes():
                 return step(votes, variables)
 
-    def _build(self, variables):
+    def _build(self, variables: list) -> None:
         if not self._optimizer.built:
             with keras.name_scope(self._optimizer.name):
                 self._optimizer.build(variables)
@@ -365,7 +395,7 @@ class _Step:
 
 
 @contextmanager
-def _not_reduced(optimizer):
+def _not_reduced(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
     """Inside, `optimizer.apply` leaves out the reduction among replicas of tf.distribute, of which there is one.
 
     It would do nothing, but register a gradient that keeps the whole graph for as long as the process.
@@ -380,10 +410,10 @@ def _not_reduced(optimizer):
         del vars(optimizer)["_all_reduce_sum_gradients"]
 
 
-def _coordinates(variable, gradient) -> Coordinates:
+def _coordinates(variable: Any, gradient: Any) -> Coordinates:
     dtype = variable.dtype if gradient is None else gradient.dtype
     return Coordinates(tuple(variable.shape), tf.as_dtype(dtype))
 
 
-def _widen(gradient):
+def _widen(gradient: Any) -> tf.Tensor:
     return gradient if gradient.dtype == tf.float64 else tf.cast(gradient, tf.float32)

@@ -62,7 +62,7 @@ class KerasState(ObjectState):
                 each.build(model.trainable_variables)
         self._save_variables()
 
-        def broadcast(value):
+        def broadcast(value: Any) -> Any:
             return hvd.broadcast_object(value, name="horovod_sign.tf.elastic")
 
         super().__init__(bcast_object=broadcast, get_rank=hvd.rank, **kwargs)
@@ -95,7 +95,7 @@ class KerasState(ObjectState):
         if getattr(self.model, "optimizer", None) is not None:
             self.model.make_train_function(force=True)
 
-    def _save_variables(self):
+    def _save_variables(self) -> None:
         self._saved = [tf.identity(v) for v in all_variables(self.model, self._optimizers)]
 
 
@@ -167,7 +167,8 @@ class UpdateEpochStateCallback(keras.callbacks.Callback):
 
     def __init__(self, state: KerasState) -> None:
         super().__init__()
-        self.state, self._before = state, 0
+        self.state = state
+        self._before: int | None = 0
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._before = None
