@@ -4,6 +4,7 @@
     python -m benchmarks figures --check                   says which are not as they would be written; exit status 1
     python -m benchmarks figures --record CHECK WHAT       adds to build/benchmarks what a check found
     python -m benchmarks figures --take build/benchmarks   takes records and pictures of benchmarks/run.sh, and writes
+                                                           (so of examples/reproduce/all.sh, from build/results)
 
 What is between <!-- figures: NAME --> and <!-- end of figures --> on a page is what the function of that name makes of
 the records in docs/figures, which have date, commit and machine. If the first mark ends its line a table or paragraph
@@ -21,13 +22,18 @@ from pathlib import Path
 
 from recording import ROOT, about, append, read
 
-from benchmarks import tables
+from benchmarks import results, tables
 
 DOCS = ROOT / "docs"
 FIGURES = DOCS / "figures"
 CHECKS = ROOT / "build" / "benchmarks" / "checks.jsonl"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
-SETTINGS = {"checks.jsonl": ("check",), "results.jsonl": ("kind", "rate", "ranks", "coordinates", "pause_ms", "device")}
+FUNCTIONS = tables.FIGURES | results.FIGURES
+SETTINGS = {
+    "checks.jsonl": ("check",),
+    "results.jsonl": ("kind", "rate", "ranks", "coordinates", "pause_ms", "device"),
+    "reproduced.jsonl": ("script",),
+}
 END = "<!-- end of figures -->"
 MARKED = re.compile(rf"(?P<before>[^\n]*<!-- figures: (?P<name>[\w-]+) -->)(?P<text>.*?){END}", re.DOTALL)
 WIDTH = 120
@@ -38,10 +44,12 @@ def written(text: str) -> str:
 
     def replaced(match: re.Match) -> str:
         before, name = match["before"], match["name"]
-        said = tables.FIGURES[name](Records(FIGURES))
+        said = FUNCTIONS[name](Records(FIGURES))
         if match["text"].startswith("\n"):
             parts = [part if part.startswith("|") else textwrap.fill(part, WIDTH) for part in said.split("\n\n")]
             return "\n\n".join([before, *parts, END])
+        if before.startswith("|"):  # in the row of a table
+            return before + said + END
         indent = " " * (len(before) - len(before.lstrip(" -")))
         return textwrap.fill(before + said, WIDTH, subsequent_indent=indent) + END
 
@@ -72,11 +80,28 @@ def take(folder: Path):
     """Records and pictures of a run, in place of those that are here; others stay."""
     for name in ("results.jsonl", "small.jsonl", "kernels.jsonl", "advise.jsonl", "checks.jsonl", "scale.jsonl"):
         if (folder / name).exists() and read(folder / name):
-            merged = _with_others(name, read(folder / name))
-            (FIGURES / name).write_text("".join(json.dumps(_rounded(line)) + "\n" for line in merged))
+            _write(name, read(folder / name))
+    _take_reproduced(folder)
     for name in ("step-1gbit.png", "scale.png"):
         if (folder / name).exists():
             shutil.copyfile(folder / name, DOCS / name)
+
+
+def _take_reproduced(folder: Path):
+    """What examples/reproduce/all.sh left: a file of checks for each script, and a picture of the same name."""
+    lines = []
+    for path in sorted(folder.glob("*.jsonl")):
+        script = path.stem.replace("-", "_")
+        lines += [{"script": script, **line} for line in read(path) if "holds" in line]
+        picture = path.with_suffix(".png")
+        if picture.exists() and (DOCS / "results" / picture.name).exists():
+            shutil.copyfile(picture, DOCS / "results" / picture.name)
+    if lines:
+        _write("reproduced.jsonl", lines)
+
+
+def _write(name: str, lines: list[dict]):
+    (FIGURES / name).write_text("".join(json.dumps(_rounded(line)) + "\n" for line in _with_others(name, lines)))
 
 
 def record(check: str, found: str):

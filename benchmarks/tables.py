@@ -65,10 +65,10 @@ class Steps:
         return f"{max(0, 1 - self.lines['one_bit_alone']['ms'] / self.lines[method]['ms']):.0%}".replace("%", " %")
 
 
-def caption(lines: list[dict], file: str, command: str) -> str:
-    """Where figures are from."""
+def caption(lines: list[dict], file: str, command: str, folder: str = "figures") -> str:
+    """Where figures are from: a file in a folder that lies there as seen from the page."""
     notes = "".join(f" {note}" for note in dict.fromkeys(line["note"] for line in lines if "note" in line))
-    return f"{origin(lines)}: [{file}](figures/{file}), by `{command}`.{notes}"
+    return f"{origin(lines)}: [{file}]({folder}/{file}), by `{command}`.{notes}"
 
 
 def _steps(records) -> list[dict]:

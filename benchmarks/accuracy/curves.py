@@ -9,8 +9,8 @@ from recording import about, append, find, read
 
 from benchmarks.accuracy import simulated
 from benchmarks.accuracy.task import EARLIER, Task
+from benchmarks.results import GOAL, steps_to_goal
 
-GOAL = 0.85
 FACTOR = 3  # from one learning rate of a grid to the next
 
 
@@ -35,16 +35,6 @@ def beyond(rates: list[float], best: float) -> float | None:
 
 def _leading(x: float) -> int:
     return int(f"{x:e}"[0])
-
-
-def steps_to_goal(curve: list[list[float]]) -> float | None:
-    """Where the straight line between evaluations first reaches the goal; None: it does not."""
-    before = (0, 0.1)
-    for step, accuracy in curve:
-        if accuracy >= GOAL:
-            return before[0] + (step - before[0]) * (GOAL - before[1]) / (accuracy - before[1])
-        before = (step, accuracy)
-    return None
 
 
 def rank(line: dict):
