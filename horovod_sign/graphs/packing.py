@@ -5,7 +5,7 @@ A variable starts at a 64-bit word, so padding is inside the words (sign 0, nonz
 
 import functools
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -25,7 +25,7 @@ class Coordinates(NamedTuple):
     dtype: tf.DType
 
     @property
-    def count(self) -> int:
+    def count(self) -> int:  # type: ignore[override]
         return int(np.prod(self.shape, dtype=np.int64))
 
 
@@ -53,23 +53,31 @@ class TensorBucket:
         states: of all variables, by which the rule votes; None: it votes on gradients as they are.
 
     Attributes:
-        ballot: once it is packed.
+        ballot: `Planes`, once it is packed.
     """
 
     packed, error = True, None
 
-    def __init__(self, name: str, indices: list[int], gradients: list[tf.Tensor], abstaining, rule: Rule, states):
+    def __init__(
+        self,
+        name: str,
+        indices: list[int],
+        gradients: list[tf.Tensor],
+        abstaining: tf.Tensor | None,
+        rule: Rule,
+        states: States | None,
+    ) -> None:
         self.name, self.indices, self.gradients, self.abstaining = name, indices, gradients, abstaining
         self._rule, self._states = rule, states
         self._sizes = [g.shape.num_elements() for g in gradients]
-        self.ballot: Planes | None = None
+        self.ballot: Any = None
 
     @property
     def coordinates(self) -> int:
         """How many are voted on."""
         return sum(self._sizes)
 
-    def launch(self, abstain: bool):
+    def launch(self, abstain: bool) -> None:
         """Packs the ballot."""
         hold = tf.constant(False) if self.abstaining is None else self.abstaining
         if self._states is None:
@@ -92,7 +100,7 @@ class TensorBucket:
         """The ballot."""
         return self.ballot
 
-    def forget(self):
+    def forget(self) -> None:
         """The next step has buckets of its own."""
 
     def votes(self, decided: Planes, abstain: bool) -> list[tf.Tensor]:
@@ -117,7 +125,7 @@ class TensorBucket:
             return wide
         return [tf.where(self.abstaining, tf.zeros_like(g), g) for g in wide] + [tf.cast(self.abstaining, tf.float32)]
 
-    def take_means(self, means: list[tf.Tensor]):
+    def take_means(self, means: list[tf.Tensor]) -> None:
         """Votes on the means of the node, which abstains if all of its ranks do."""
         self.gradients = [tf.cast(mean, g.dtype) for mean, g in zip(means, self.gradients, strict=False)]
         if self.abstaining is not None:
