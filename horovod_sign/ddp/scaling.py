@@ -28,6 +28,8 @@ class Scale:
     def __init__(self, scaler: torch.amp.GradScaler | None, parameters: Container[torch.Tensor]) -> None:
         self._scaler: Any = scaler
         self._parameters = parameters
+        self._there: Any = None  # where the scale was read last, which version of it, and what it was
+        self._version, self._value = 0, 1.0
         _hook_of_all()
         _alive.add(self)
 
@@ -37,28 +39,33 @@ class Scale:
         return self._scaler is not None and self._scaler.is_enabled()
 
     def of_losses(self) -> float:
-        """The scale of this pass, 1 without a scaler. On a device this waits.
+        """The scale of this pass, 1 without a scaler. On a device this waits, once in a pass.
 
         Raises:
             ValueError: it is not a power of two.
         """
         if not self.used:
             return 1.0
+        there = self._scaler._scale  # None before the first loss
+        if there is not None and there is self._there and there._version == self._version:
+            return self._value
         scale = self._scaler.get_scale()
         if math.frexp(scale)[0] != 0.5:
             raise ValueError(
                 f"the scale of grad_scaler must be a power of two, so that unscaled votes are exactly -1, 0 and +1, "
                 f"but is {scale!r}: leave init_scale, growth_factor and backoff_factor as they are by default"
             )
+        if there is not None:
+            self._there, self._version, self._value = there, there._version, scale
         return scale
 
     def overflows(self, buffer: torch.Tensor, scale: float) -> bool:
-        """Whether scaled gradients are infinite or NaN; unscales them."""
+        """Whether scaled gradients are infinite or NaN; unscales them. In one pass over memory, as a scaler does it."""
         if not self.used:
             return False
-        overflow = not bool(torch.isfinite(buffer).all())
-        buffer.mul_(1 / scale)
-        return overflow
+        found, inverse = (torch.full((), x, dtype=torch.float32, device=buffer.device) for x in (0.0, 1 / scale))
+        torch._amp_foreach_non_finite_check_and_unscale_([buffer], found, inverse)
+        return bool(found)
 
     def take_in(self, votes: torch.Tensor, overflow: bool, scale: float) -> None:
         """Scales votes, or makes them infinite if any rank's gradients overflowed."""

@@ -6,6 +6,7 @@ vote on unscaled gradients, whose signs do not hang on a scale, and keep theirs.
 outvoted like any other that is wrong.
 """
 
+import contextlib
 import warnings
 from typing import NamedTuple
 
@@ -70,6 +71,16 @@ class Scaling:
             )
         if stepped_by_scaler:
             self._take_from_caller(optimizer)
+
+    def unscale_at_once(self, optimizer):
+        """In a scaler's `step`, unscales gradients that are not.
+
+        Else torch would look through all of them for infinities before `settle` does so once more, by unscaling them.
+        """
+        caller = stepping_scaler() if self.used else None
+        if caller is not None and caller._per_optimizer_states[id(optimizer)]["stage"] is OptState.READY:
+            with contextlib.suppress(Exception):  # `settle` fails of the same, where all ranks hear of it
+                caller.unscale_(optimizer)
 
     def settle(self, optimizer) -> Overflow:
         """Unscales the gradients if the user has not, and tells all ranks whether they overflowed. A collective."""

@@ -154,6 +154,10 @@ class Votes:
         """Raises RuntimeError unless the step comes as it should: by the scaler that votes wait for, or by none."""
         self.scaling.check_step(self._optimizer)
 
+    def unscale(self):
+        """A scaler may begin to step the optimizer."""
+        self.scaling.unscale_at_once(self._optimizer)
+
     def hide_scale(self):
         """The gradients are votes now, which the optimizer's own step must not unscale."""
         self.scaling.hide_from_base(self._optimizer)

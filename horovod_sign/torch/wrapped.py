@@ -53,8 +53,16 @@ class Distributed(_Optimizer):
 
     _votes: Votes
 
-    # torch.amp.GradScaler then calls step() on all ranks, also on those that overflowed: see `scaling`.
-    _step_supports_amp_scaling = True
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """torch.amp.GradScaler then calls step() on all ranks, also on those that overflowed: see `scaling`.
+
+        It asks as its own step begins.
+        """
+        votes = self.__dict__.get("_votes")
+        if votes is not None and not self._synchronized:
+            votes.unscale()
+        return True
 
     def _become_distributed(self, rule: Rule) -> None:
         """What a wrapped optimizer has besides. Its votes are made when all ranks have one.

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch_tasks as tasks
 from ranks import LAST, RANK
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import horovod_sign.torch as hvs
 from horovod_sign.torch.scaling import OVERFLOWS
@@ -55,6 +56,38 @@ def recipe_of_horovod(optimizer, net, scaler, step, clip=False):
     with optimizer.skip_synchronize():
         scaler.step(optimizer)
     scaler.update()
+
+
+class Passes(TorchDispatchMode):
+    """How often gradients are looked through for what is not finite, and the host waits for what was found."""
+
+    NAMES = ("_amp_foreach_non_finite_check_and_unscale_", "_local_scalar_dense", "isfinite", "isnan")
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        if name in self.NAMES:
+            self.seen.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("step_by", [plain_step, unscaled_step])
+@pytest.mark.parametrize("kind", ["SignSGD", "fused"])
+def test_gradients_are_looked_through_once(kind, step_by):
+    """By the scaler as it unscales them; the one flag that it raises is read once, and told to all."""
+    net = tasks.model()
+    plain = (
+        torch.optim.Adam(net.parameters(), 0.01, fused=True) if kind == "fused" else hvs.SignSGD(net.parameters(), 0.01)
+    )
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    optimizer = hvs.DistributedOptimizer(plain, net.named_parameters(), grad_scaler=scaler, check_replicas=0)
+    for step in range(2):
+        with Passes() as passes:
+            step_by(optimizer, net, scaler, step)
+    assert passes.seen == list(Passes.NAMES[:2])
 
 
 @pytest.mark.parametrize(("kind", "abstain"), [("Signum", True), ("Adam", True), ("SignSGD", False)])
