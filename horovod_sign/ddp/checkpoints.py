@@ -43,7 +43,8 @@ def gathered(state: Any, model: torch.nn.Module, root_rank: int) -> dict | None:
         every = torch.empty((size, *p.shape), dtype=mine.dtype, device=mine.device)
         dist.all_gather(list(every), mine, group=group)
         if rank == root_rank:
-            momenta[f"{name}.{key}"] = every.cpu()  # a device holds those of one parameter at a time
+            momenta[f"{name}.{key}"] = every.cpu()
+        del mine, every  # a device holds those of one parameter at a time
     return {**kept, ALL_RANKS: {"ranks": size, "momenta": momenta}} if rank == root_rank else None
 
 

@@ -43,7 +43,8 @@ def gather_state_dict(optimizer: torch.optim.Optimizer, root_rank: int = 0) -> d
         name = f"horovod_sign.torch.gather_state_dict.{state}.{key}"
         gathered = hvd.allgather(value.contiguous()[None], name=name, process_set=process_set)
         if is_root:
-            of_all.setdefault(state, {})[key] = gathered.cpu()  # a device holds those of one parameter at a time
+            of_all.setdefault(state, {})[key] = gathered.cpu()
+        del gathered  # a device holds those of one parameter at a time
     if not is_root:
         return None
     saved = {"ranks": process_set.size(), "momenta": of_all.pop(_MOMENTUM, {})}

@@ -314,12 +314,28 @@ def test_each_model_has_a_state():
         backward(model, 0)
 
 
-def test_momenta_are_saved_and_loaded():
-    """Bit for bit by name, and however DDP makes its buckets; on other ranks their mean; of another model, nothing."""
+def test_momenta_are_saved_and_loaded(monkeypatch):
+    """Bit for bit by name, and however DDP makes its buckets; on other ranks their mean; of another model, nothing.
+
+    Those of one parameter at a time are on a device: copies on the host are then other tensors, as here.
+    """
     net = Net()
     model, state = voted(net, rules.signum(0.9, warmup=True))
     backward(model, 0)
-    saved, everything = copy.deepcopy(state.state_dict(model)), state.gather_state_dict(net)
+    on_device, alive, all_gather = [], [], dist.all_gather
+
+    def watched(pieces, tensor, **options):
+        if pieces[0]._base is not None:
+            alive.append(sum(each() is not None for each in on_device))
+            on_device.append(weakref.ref(pieces[0]._base))
+        return all_gather(pieces, tensor, **options)
+
+    with monkeypatch.context() as watching:
+        watching.setattr(dist, "all_gather", watched)
+        watching.setattr(torch.Tensor, "cpu", torch.Tensor.clone)
+        saved, everything = copy.deepcopy(state.state_dict(model)), state.gather_state_dict(net)
+    assert len(alive) > 1
+    assert not any(alive)
     assert (everything is None) == (RANK != 0)
     everything = hvd.broadcast_object(everything, 0, name="ddp.everything")
     net.zero_grad()

@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+import weakref
 
 import horovod.torch as hvd
 import numpy as np
@@ -160,6 +161,29 @@ def test_state_of_every_dtype_is_broadcast():
 
 
 @pytest.mark.skipif(SIZE == 1, reason="one rank agrees with itself")
+@pytest.mark.ranks(2)
+def test_momenta_of_one_parameter_at_a_time_are_gathered_on_a_device(monkeypatch):
+    """Of a momentum that is on a device its copy on the host is another tensor, as here."""
+    parameters = [torch.nn.Parameter(torch.ones(10)) for _ in range(3)]
+    optimizer = hvs.DistributedOptimizer(hvs.Signum(parameters, 0.1))
+    sum(p.sum() for p in parameters).backward()
+    optimizer.step()
+    on_device, alive, allgather = [], [], hvd.allgather
+
+    def watched(tensor, **options):
+        alive.append(sum(each() is not None for each in on_device))
+        gathered = allgather(tensor, **options)
+        on_device.append(weakref.ref(gathered))
+        return gathered
+
+    monkeypatch.setattr(hvd, "allgather", watched)
+    monkeypatch.setattr(torch.Tensor, "cpu", torch.Tensor.clone)
+    saved = hvs.gather_state_dict(optimizer)
+    assert alive == [0, 0, 0]
+    assert not any(each() is not None for each in on_device)
+    assert (saved is None) == (RANK != 0)
+
+
 def test_a_broadcast_among_different_models_is_an_error_on_all_ranks():
     parameters = [torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.zeros(4), requires_grad=False)]
     optimizer = hvs.DistributedOptimizer(hvs.Signum(parameters[: 1 if RANK == LAST else 2], 0.1))
