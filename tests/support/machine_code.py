@@ -14,13 +14,15 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from horovod_sign.tensors.devices import batches, triton_kernels
+from horovod_sign.tensors.devices import batches, resident, triton_kernels
 
-PLANES = {"pack": "*i16", "interpolate_pack": "*i16", "apply": "*i32"}
+PLANES = {"pack": "*i16", "interpolate_pack": "*i16", "apply": "*i32", "compare": "*i32"}
 OPTIONS = {
     "pack": {"ONE_BIT": False},
     "interpolate_pack": {"ONE_BIT": False, "WARM": False, "SAME": False},
     "apply": {"TIES": True, "DECAY": True},
+    "tally": {"TIES": True, "BLOCK": triton_kernels._TALLIED},
+    "compare": {"TIES": True, "ABSTAINS": True, "BLOCK": resident.WORDS},
 }
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
@@ -30,7 +32,10 @@ def compiled(name: str, dtype: str, architecture: int, fusion: bool):
     constants = {**triton_kernels._ELEMENTS[dtype], "DTYPE": dtype, **OPTIONS[name], "ALIGNED": True}
     constants["TILE"] = batches.TILE
     constants = {k: v for k, v in constants.items() if k in kernel.arg_names}
-    signature, pointers = {}, {"sign": PLANES[name], "nonzero": PLANES[name], "counts": "*i32", "scalars": "*fp64"}
+    planes = PLANES.get(name, "*i32")
+    signature, pointers = {}, {"sign": planes, "nonzero": planes, "counts": "*i32", "scalars": "*fp64"}
+    pointers |= dict.fromkeys(("rows", "decided", "decided_sign", "decided_nonzero", "found"), "*i32")
+    pointers |= dict.fromkeys(("words", "length", "MESSAGES"), "i32")
     for argument in kernel.arg_names:
         number = "fp32" if argument.startswith(("beta", "rest")) else "*i64"
         signature[argument] = "constexpr" if argument in constants else pointers.get(argument, number)
@@ -41,7 +46,7 @@ def compiled(name: str, dtype: str, architecture: int, fusion: bool):
         {(kernel.arg_names.index(k),): v for k, v in constants.items()},
         {(i,): [["tt.divisibility", 16]] for i in aligned},
     )
-    options = {"num_warps": triton_kernels.warps_of(kernel), "enable_fp_fusion": fusion}
+    options = {"num_warps": triton_kernels.warps_of(kernel, constants.get("WIDTH", 4)), "enable_fp_fusion": fusion}
     return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
 
 

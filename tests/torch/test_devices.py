@@ -118,6 +118,25 @@ def test_ballots_and_momenta(dtype, betas, one_bit, on_device, ballot):
 
 
 @pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+@pytest.mark.parametrize("one_bit", [False, True])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_all_numbers_of_16_bits(dtype, one_bit, monkeypatch):
+    """Where they lie as a GPU loads them in pairs, and a tile before of none that abstains."""
+    use_kernels(monkeypatch, "triton")
+    n, mode = 2048 + 65536, native.ONEBIT if one_bit else native.ABSTAIN
+    bits = np.concatenate([np.full(2048, 0xBF80), np.random.default_rng(2).permutation(65536)]).astype(np.uint16)
+    numbers = torch.empty(n, dtype=torch.int16, device=DEVICE).copy_(torch.from_numpy(bits.view(np.int16)))
+    assert numbers.data_ptr() % 16 == 0
+    expected, found = (np.zeros((2, n // 8), np.uint8) for _ in range(2))
+    counts = native_kernels().pack(dtype, mode, native.Segments([(numbers.cpu().data_ptr(), n)]), *expected)
+    there = kernels.planes_on(DEVICE, Words.of([n]), Planes(*found))
+    there.pack(dtype, [0], [numbers.view(getattr(torch, dtype))], one_bit)
+    there.send_to_host()
+    assert there.fetch() == (counts if not one_bit else (0, 0))
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("dtype", oracle.DTYPES, ids=str)
 def test_votes_and_steps(dtype, ties, on_device):

@@ -10,6 +10,7 @@ PROGRAM = Path(__file__).parents[1] / "support" / "machine_code.py"
 KERNELS = ("pack", "interpolate_pack", "apply")
 ASKED = [f"{kernel}:{dtype}:90" for kernel in KERNELS for dtype in ("float32", "bfloat16")]
 ASKED += [f"{kernel}:float32:{architecture}" for kernel in KERNELS[1:] for architecture in (80, 100)]
+OF_BITS = ["tally:float32:90", "compare:float32:90"]
 
 
 def look(*asked: str) -> list[dict]:
@@ -27,10 +28,11 @@ def look(*asked: str) -> list[dict]:
 
 def test_machine_code():
     """No product is fused with a sum, which would round once where NumPy rounds twice; loads are wide; no spills."""
-    *found, fused = look(*ASKED, "interpolate_pack:float32:90:fused")
-    assert len(found) == len(ASKED)
-    for each in found:
+    *found, fused = look(*ASKED, *OF_BITS, "interpolate_pack:float32:90:fused")
+    assert len(found) == len(ASKED) + len(OF_BITS)
+    for each in found[: len(ASKED)]:
         assert each["fused"] == 0, each
         assert each["wide loads"] > 0, each
         assert each["spills"] == 0, each
+    assert all(each["spills"] == 0 for each in found)
     assert fused["fused"] > 0, "so it would look"

@@ -121,15 +121,46 @@ def _put_ballot(bits, left, word, number, sign, nonzero, counts, INFINITY: tl.co
 
 
 @triton.jit
+def _put_ballot_of_pairs(address, word, number, sign, nonzero, counts, INFINITY: tl.constexpr, ONE_BIT: tl.constexpr,
+                         TILE: tl.constexpr):  # fmt: skip
+    """As `_put_ballot`, of a whole tile of 16-bit numbers, two of them in each word that is loaded and computed with.
+
+    Of each half, bit 15 says whether it votes: its magnitude is above 0, and not above infinity. Neither sum carries
+    into the upper half. Of a row of four pairs, bit 2 k is then the k-th one's lower half, and bit 16 + 2 k the upper.
+    """
+    pairs, rows = tl.arange(0, 4)[None, :], tl.arange(0, TILE // 8)
+    halves = tl.load(_at(address, rows[:, None] * 4 + pairs, tl.int32, True))
+    magnitude = halves & 0x7FFF7FFF
+    above_zero, nan = magnitude + 0x7FFF7FFF, magnitude + (0x7FFF - (INFINITY >> 16)) * 0x10001
+    votes, shift, place = above_zero & ~nan, 15 - 2 * pairs, 0x10001 << (2 * pairs)
+    minus = halves
+    if ONE_BIT:
+        minus = halves & votes
+    bits = tl.sum((minus >> shift) & place, axis=1)
+    tl.store(sign.to(tl.pointer_type(tl.int8)) + word * 4 + rows, (bits | (bits >> 15)).to(tl.int8))
+    if not ONE_BIT:
+        bits = tl.sum((votes >> shift) & place, axis=1)
+        tl.store(nonzero.to(tl.pointer_type(tl.int8)) + word * 4 + rows, (bits | (bits >> 15)).to(tl.int8))
+        if tl.min(bits, axis=0) != 0x00550055:
+            zeros = tl.sum(tl.sum((~above_zero >> 15) & 0x10001, axis=1), axis=0)
+            nans = tl.sum(tl.sum((nan >> 15) & 0x10001, axis=1), axis=0)
+            tl.store(counts + number * 2, (zeros & 0xFFFF) + (zeros >> 16))
+            tl.store(counts + number * 2 + 1, (nans & 0xFFFF) + (nans >> 16))
+
+
+@triton.jit
 def pack(tiles, addresses, sign, nonzero, counts, INTEGER: tl.constexpr, UNSIGNED: tl.constexpr, WIDTH: tl.constexpr,
          INFINITY: tl.constexpr, MAGNITUDE: tl.constexpr, ONE_BIT: tl.constexpr, ALIGNED: tl.constexpr,
          TILE: tl.constexpr):  # fmt: skip
     """The ballot of gradients."""
     address, left, word, number = _piece(tiles, addresses, WIDTH, TILE)
-    coordinates = _coordinates(16, TILE)
-    bits = _load(_at(address, coordinates, INTEGER, ALIGNED), coordinates, left, 1, TILE)
-    bits = _widened(bits, WIDTH)
-    _put_ballot(bits, left, word, number, sign, nonzero, counts, INFINITY, MAGNITUDE, UNSIGNED, ONE_BIT, TILE)
+    if WIDTH == 2 and ALIGNED and left >= TILE:
+        _put_ballot_of_pairs(address, word, number, sign, nonzero, counts, INFINITY, ONE_BIT, TILE)
+    else:
+        coordinates = _coordinates(16, TILE)
+        bits = _load(_at(address, coordinates, INTEGER, ALIGNED), coordinates, left, 1, TILE)
+        bits = _widened(bits, WIDTH)
+        _put_ballot(bits, left, word, number, sign, nonzero, counts, INFINITY, MAGNITUDE, UNSIGNED, ONE_BIT, TILE)
 
 
 @triton.jit
@@ -362,7 +393,7 @@ class TritonKernels:
     @staticmethod
     def _launch(kernel, batch: Batch, *arguments, **options):
         # Fused, a product would not be rounded before it is added to.
-        options |= {"num_warps": warps_of(kernel), "enable_fp_fusion": False, "TILE": TILE}
+        options |= {"num_warps": warps_of(kernel, options["WIDTH"]), "enable_fp_fusion": False, "TILE": TILE}
         TritonKernels._start(kernel, batch.tile_count, batch.tiles, *arguments, **options)
 
     @staticmethod
@@ -370,9 +401,11 @@ class TritonKernels:
         kernel[(programs,)](*arguments, **options)
 
 
-def warps_of(kernel) -> int:
-    """How many warps run a program of a kernel."""
-    return _FEW if kernel is pack else _MANY
+def warps_of(kernel, width: int) -> int:
+    """How many warps run a program of a kernel, on numbers of so many bytes: half of them have half of the bytes."""
+    if kernel is not pack:
+        return _MANY
+    return _FEW if width > 2 else _FEW // 2
 
 
 def _halves(out) -> list[torch.Tensor]:
