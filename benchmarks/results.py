@@ -339,7 +339,22 @@ def demo_row(optimizer: str):
     return row
 
 
+def builds(records) -> str:
+    """What Horovod's build takes: the latest of each kind, and the first of both frameworks."""
+    lines = records["builds.jsonl"]
+    latest = {line["frameworks"]: line for line in lines}
+    each = ", ".join(
+        f"{number(line['processor_s'])} s for {name}" + " alone" * (name != "both") for name, line in latest.items()
+    )
+    before = find(lines, frameworks="both")[0]
+    return (
+        f"{each} of processor time, of two cores at once (before it was changed at {latest['both']['commit']}: "
+        f"{number(before['processor_s'])} s for both; {latest['both']['date']}, [builds.jsonl](figures/builds.jsonl))"
+    )
+
+
 FIGURES = {
+    "builds": builds,
     "reproduced": reproduced_table,
     "resnet20": resnet_table,
     "wins": wins_table,
