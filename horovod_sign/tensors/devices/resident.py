@@ -179,7 +179,7 @@ class Resident(Staging):
             made = Messages(self._empty(self._size, length), self._chunk, abstain)
             count = made.planes.shape[1]
             planes = self._out[: count * self._room].view(count, self._size, self._chunk)
-            self._queue.copy(made.planes, planes.transpose(0, 1))
+            self._queue.copy(_words(made.planes), _words(planes).transpose(0, 1))
             if not abstain:  # this rank votes, unless it abstains as a whole
                 self._queue.copy(made.voters, self._voting[not self._abstains])
         return made
@@ -197,7 +197,8 @@ class Resident(Staging):
             planes = decided.rows.view(-1)
             if decided.ties and self._size > 1:
                 planes = self._empty(2 * room)
-                self._queue.copy(planes.view(2, self._size, self._chunk), decided.planes.transpose(0, 1))
+                ordered = planes.view(2, self._size, self._chunk)
+                self._queue.copy(_words(ordered), _words(decided.planes).transpose(0, 1))
             self._used_on = self._used_on | {self._queue.source()}
         return DevicePlanes(planes[:n], planes[room : room + n] if decided.ties else None)
 
@@ -257,6 +258,11 @@ class Counted(NamedTuple):
     abstained: int
     nans: int
     first: tuple[int, int] | None
+
+
+def _words(planes: torch.Tensor) -> torch.Tensor:
+    """Bytes of planes as words of 64 bits: a device copies them one by one where they are not in one piece."""
+    return planes.view(torch.int64)
 
 
 def _abstaining(words: Words) -> np.ndarray:
