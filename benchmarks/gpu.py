@@ -6,7 +6,7 @@
     mpirun -np 2 python -m benchmarks gpu same       parameters after some steps, beside those of the CPU
 
 Ranks share a GPU where there are fewer than ranks; Horovod must then be built without NCCL, which does not. `step` and
-`count` need torchvision.
+`count` need torchvision. Votes that stay on a GPU need one for each rank, and NCCL: `--methods signum_device`.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def time_kernels(args):
         for warps in args.warps or [None]:
             batches.TILE = triton_kernels.TILE = tile
             if warps:
-                triton_kernels._FEW = triton_kernels._MANY = warps
+                triton_kernels._FEWEST = triton_kernels._FEW = triton_kernels._MANY = warps
             for n in map(int, args.coordinates):
                 for dtype in args.dtypes:
                     _time_kernels(args, n, dtype, tile, warps)
@@ -144,6 +144,7 @@ def _methods():
         "signsgd_one_bit": ours(hvs.SignSGD, abstain=False),
         "signum": ours(hvs.Signum),
         "around_sgd": ours(torch.optim.SGD),
+        "signum_device": ours(hvs.Signum, transport="device"),  # needs a GPU for each rank; not among the default ones
     }
 
 
@@ -181,7 +182,8 @@ def _trainers(args):
     hvd.init()
     torch.cuda.set_device(hvd.local_rank() % torch.cuda.device_count())
     methods = _methods()
-    names = ["alone", *(name for name in args.methods or methods if name != "alone")]
+    usual = [name for name in methods if not name.endswith("_device")]
+    names = ["alone", *(name for name in args.methods or usual if name != "alone")]
     return hvd, {name: Trainer(methods[name], args.batch) for name in names}
 
 

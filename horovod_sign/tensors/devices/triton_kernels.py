@@ -13,6 +13,7 @@ from horovod_sign.tensors.devices.batches import TILE, Batch
 from horovod_sign.tensors.devices.resident import WORDS
 
 _FEW, _MANY = 4, 8  # warps a program, by measurement: to pack takes much in each thread, to update much of memory
+_FEWEST = 2  # of 16-bit numbers, so that a thread packs as many bytes as of others; not measured
 _TALLIED = 64  # words of a chunk that a program tallies, a lane for each bit of them
 
 _BFLOAT16 = tl.constexpr("bfloat16")
@@ -402,10 +403,10 @@ class TritonKernels:
 
 
 def warps_of(kernel, width: int) -> int:
-    """How many warps run a program of a kernel, on numbers of so many bytes: half of them have half of the bytes."""
+    """How many warps run a program of a kernel on numbers of so many bytes."""
     if kernel is not pack:
         return _MANY
-    return _FEW if width > 2 else _FEW // 2
+    return _FEW if width > 2 else _FEWEST
 
 
 def _halves(out) -> list[torch.Tensor]:
