@@ -55,12 +55,14 @@ class SignCompressor:
     Attributes:
         rule: what each worker votes on.
         memories: what `hvs.DistributedGradientTape` remembers between steps, by the variables it is for.
+        votes: how many tapes have asked for votes, executed eagerly or traced; in a list, which outlives this.
         loaded: what was loaded before a first vote, likewise.
     """
 
     def __init__(self, rule: rules.Rule, abstain: bool = True) -> None:
         self.rule, self._abstain = rules.check_rule(rule), abstain
         self.memories: dict = {}
+        self.votes = [0]
         self.loaded: dict[tuple[int, ...], Loaded] = {}
 
     def vote_statistics(self) -> VoteStatistics:

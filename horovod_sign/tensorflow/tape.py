@@ -12,7 +12,7 @@ from horovod_sign.graphs.variables import underlying, variable
 from horovod_sign.keywords import without_horovods_default
 from horovod_sign.options import bucket_bytes, check_voting
 from horovod_sign.rules import Rule
-from horovod_sign.tensorflow import scaled_losses
+from horovod_sign.tensorflow import forgotten, scaled_losses
 from horovod_sign.tensorflow.checks import check_arguments
 from horovod_sign.tensorflow.compression import Compression, SignCompressor
 from horovod_sign.tensorflow.election import Election
@@ -254,8 +254,11 @@ def _remembered(
         former, places = _former(compression, key) if own else (None, [])
         memory = _TapeMemory(compression.rule, coordinates, labels, places, former, *options)
         compression.memories[key] = memory
+        if compression.rule.states and former is None:
+            forgotten.note(compression, variables[0])
         for v in variables if own else ():
             weakref.finalize(v, compression.memories.pop, key, None)
+    compression.votes[0] += 1
     return compression.memories[key]
 
 

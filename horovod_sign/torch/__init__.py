@@ -32,6 +32,7 @@ from horovod_sign.torch.checkpoints import gather_state_dict
 from horovod_sign.torch.compression import Compression
 from horovod_sign.torch.distributed import DistributedOptimizer
 from horovod_sign.torch.optimizers import Lion, SignOptimizer, SignSGD, Signum
+from horovod_sign.torch.parameters import broadcast_parameters
 from horovod_sign.voting.nodes import node_process_sets
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "Signum",
     "VoteStatistics",
     "adversaries",
+    "broadcast_parameters",
     "elastic",
     "gather_state_dict",
     "node_process_sets",

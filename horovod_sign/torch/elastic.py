@@ -11,13 +11,16 @@ After a reset the votes are among the new ranks. Each rank that was there before
 failure, that of its last commit); one that joins starts from the mean of theirs, and with rank 0's parameters.
 """
 
+import functools
 from typing import Any
 
 import horovod.torch as hvd
 import horovod.torch.elastic
 import torch
+from horovod.torch.elastic.state import ModelStateHandler
 
 from horovod_sign.adopted import adopt
+from horovod_sign.torch.parameters import broadcast_parameters
 
 __all__ = ["TorchState"]
 __all__ += adopt(globals(), horovod.torch.elastic, __all__)
@@ -34,6 +37,9 @@ class TorchState(horovod.torch.elastic.TorchState):
         self, model: torch.nn.Module | None = None, optimizer: torch.optim.Optimizer | None = None, **kwargs: Any
     ) -> None:
         super().__init__(model=model, optimizer=optimizer, **kwargs)
+        for handler in self._handlers.values():
+            if isinstance(handler, ModelStateHandler):
+                handler.sync = functools.partial(_share_model, handler)
         for each in self._voting_optimizers():
             each._votes.is_elastic = True
 
@@ -56,6 +62,10 @@ class TorchState(horovod.torch.elastic.TorchState):
 
     def _voting_optimizers(self) -> list:
         return list(self._named_optimizers().values())
+
+
+def _share_model(handler: ModelStateHandler) -> None:
+    broadcast_parameters(handler.value.state_dict(), root_rank=0)
 
 
 def _states(optimizer: Any) -> list[tuple[str, dict]]:

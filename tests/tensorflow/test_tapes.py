@@ -229,6 +229,35 @@ def test_momenta_go_with_their_variables():
     assert not compression.memories
 
 
+@pytest.mark.fault("forgotten-compression")
+@pytest.mark.ranks(1)  # what one process remembers
+@pytest.mark.parametrize("how", ["eager", "traced again"])
+def test_compressions_that_are_made_in_each_step_are_told_of(how):
+    x = tf.Variable(tf.ones(3))
+
+    def gradient(compression, n=1):
+        with tf.GradientTape() as tape:
+            loss = n * tf.reduce_sum(x * x)
+        return hvs.DistributedGradientTape(tape, compression=compression).gradient(loss, [x])
+
+    def steps(make, number):
+        step = (lambda n: gradient(make(), n)) if how == "eager" else tf.function(lambda n: gradient(make(), n))
+        for n in range(number):
+            step(n + 1)  # a number of Python's is traced anew each time
+
+    kept = [hvs.Compression.signum(momentum=0.5) for _ in range(5)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        for each in kept * 2:  # of five losses, say
+            gradient(each)
+        steps(lambda: kept[0], 5)
+        steps(hvs.Compression.signsgd, 5)
+        steps(hvs.Compression.signum, 3)
+    with pytest.warns(RuntimeWarning, match="was made anew in each of the last steps") as told:
+        steps(hvs.Compression.signum, 5)
+    assert len([each for each in told if "made anew" in str(each.message)]) == 1
+
+
 @pytest.mark.fault("wrapped-by-horovod")
 @pytest.mark.fault("wrapped-twice")
 @pytest.mark.ranks(1)  # refused before anything is voted on

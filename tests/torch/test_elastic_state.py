@@ -43,6 +43,15 @@ def test_an_elastic_job_needs_our_state():
     tasks.assert_replicas_identical(net)
 
 
+def test_a_model_of_16_bits_is_shared():
+    net = tasks.model().bfloat16()
+    with torch.no_grad():
+        for p in net.parameters():
+            p.fill_(RANK + 1)
+    hvs.elastic.TorchState(model=net).sync()
+    assert all((p == 1).all() for p in net.parameters())
+
+
 @pytest.mark.quick
 @pytest.mark.parametrize("kind", KINDS)
 def test_momenta_stay_with_their_ranks_and_who_joins_gets_the_mean(kind):

@@ -15,7 +15,7 @@ import horovod_sign.adopted
 import horovod_sign.torch as hvd
 
 REPLACED = {
-    "horovod.torch": {"Compression", "DistributedOptimizer", "compression", "elastic"},
+    "horovod.torch": {"Compression", "DistributedOptimizer", "broadcast_parameters", "compression", "elastic"},
     "horovod.torch.elastic": {"TorchState"},
 }
 

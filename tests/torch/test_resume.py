@@ -160,6 +160,20 @@ def test_state_of_every_dtype_is_broadcast():
     assert_same_state_on_all_ranks(optimizer)
 
 
+@pytest.mark.fault("sixteen-bits")
+@pytest.mark.parametrize("given", ["state dict", "named", "parameters"])
+def test_parameters_of_every_dtype_are_broadcast(given):
+    kinds = [torch.bfloat16, torch.float16, torch.float64, torch.complex64, torch.bool, torch.int16, torch.float8_e5m2]
+    ones = torch.ones(2, 3, 4, 4).to(memory_format=torch.channels_last)
+    mine = {str(kind): (ones * (RANK + 1)).to(kind) for kind in kinds}
+    mine["weight"] = torch.nn.Parameter(mine["torch.bfloat16"].clone(memory_format=torch.preserve_format))
+    hvs.broadcast_parameters(
+        {"state dict": mine, "named": list(mine.items()), "parameters": list(mine.values())}[given], root_rank=LAST
+    )
+    for name, value in mine.items():
+        assert torch.equal(value.float(), (ones * (LAST + 1)).to(value.dtype).float()), name
+
+
 @pytest.mark.skipif(SIZE == 1, reason="one rank agrees with itself")
 @pytest.mark.ranks(2)
 def test_momenta_of_one_parameter_at_a_time_are_gathered_on_a_device(monkeypatch):
