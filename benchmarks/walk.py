@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from mpi4py import MPI  # before Horovod, which else ends MPI as soon as one rank is done
 
 import horovod_sign
 
@@ -91,8 +92,6 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--keras", action="store_true", help="in Keras; else in PyTorch")
     walk = in_keras() if parser.parse_args(arguments).keras else in_torch()
-    from mpi4py import MPI
-
     if MPI.COMM_WORLD.rank == 0:
         for name, functions in walk.files.items():
             print(f"{name:24}{functions.total():5}  {', '.join(functions)}")
