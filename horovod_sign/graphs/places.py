@@ -2,9 +2,10 @@
 
 How long a message is, and which branch is taken, hangs on bits. Left to itself TensorFlow computes all of that on the
 GPU, if there is one, and copies each number that the host goes by. So a ballot comes to the host in one copy, and what
-was decided goes back in one. Without a GPU this changes nothing.
+was decided goes back in one. Without a GPU there is nothing to say, which would take its time in each trace.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -18,12 +19,12 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 def host() -> Any:
     """A context: what is inside is computed on the host."""
-    return tf.device("CPU:0")
+    return tf.device("CPU:0") if has_devices() else contextlib.nullcontext()
 
 
 def anywhere() -> Any:
     """A context, in another one: what is inside is computed where TensorFlow likes: on a GPU if there is one."""
-    return tf.device(None)
+    return tf.device(None) if has_devices() else contextlib.nullcontext()
 
 
 def on_host(function: _Function) -> _Function:
