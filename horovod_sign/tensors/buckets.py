@@ -140,13 +140,14 @@ class Bucket:
             if not p.requires_grad:
                 p.grad = None  # frozen: what is left there is this rank's own
             elif p.grad is None or p.grad.dtype != p.dtype or not slot.layout.holds(p.grad):
-                p.grad = slot.layout.empty(p.dtype, p.device)
+                p.grad = slot.new_gradient()
         for device, batches in self._to_be_written().items():
             planes = self._on[device]
             received, _ = planes.receive(decided)
             for batch in batches:
-                gradients = [slot.parameter.grad for slot in batch.slots]
-                planes.unpack(batch.dtype, batch.numbers, gradients, received)
+                for dtype, slots in by_dtype({slot: slot.parameter.grad for slot in batch.slots}).items():
+                    alike = batch._replace(dtype=DTYPES[dtype], slots=slots)
+                    planes.unpack(alike.dtype, alike.numbers, [slot.parameter.grad for slot in slots], received)
 
     def take_step(self, decided: Planes):
         """x <- x - lr * (vote + weight_decay * x), straight from the bits, in one pass over the parameters."""
@@ -196,6 +197,14 @@ class Bucket:
         return there
 
 
+def by_dtype(tensors: Mapping[Slot, torch.Tensor]) -> dict[torch.dtype, list[Slot]]:
+    """Slots whose tensors are of one dtype."""
+    alike: dict[torch.dtype, list[Slot]] = {}
+    for slot, each in tensors.items():
+        alike.setdefault(each.dtype, []).append(slot)
+    return alike
+
+
 def _step_of(group: dict) -> tuple[float, float]:
     return float(group["lr"]), float(group["weight_decay"])
 
@@ -235,9 +244,9 @@ class Packing:
             voted = {slot: read(rule, slot) for slot in batch.slots if slot.parameter.grad is not None}
             present = {slot: each for slot, each in voted.items() if each is not None}
             if not known:
-                self._pack_voted(batch, present, abstain)
-            elif present:
-                self._pack_alike(rule, warm, batch._replace(slots=list(present)), list(present.values()), abstain)
+                self._pack_by_dtype(signsgd(), False, batch, present, abstain)
+            else:
+                self._pack_by_dtype(rule, warm, batch, present, abstain)
             if len(present) < len(batch.slots):
                 self._abstain_for([slot for slot in batch.slots if slot not in present])
 
@@ -274,14 +283,13 @@ class Packing:
             slot.bucket.error = error
             return None
 
-    def _pack_voted(self, batch: Batch, voted: dict[Slot, torch.Tensor], abstain: bool) -> None:
-        """Packs the signs of these tensors, of slots of a batch, as they are."""
-        alike: dict[torch.dtype, list[Slot]] = {}
-        for slot, each in voted.items():
-            alike.setdefault(each.dtype, []).append(slot)
-        for dtype, slots in alike.items():
-            signs = batch._replace(dtype=DTYPES[dtype], slots=slots)
-            self._pack_alike(signsgd(), False, signs, [voted[slot] for slot in slots], abstain)
+    def _pack_by_dtype(
+        self, rule: Rule, warm: bool, batch: Batch, voted: dict[Slot, torch.Tensor], abstain: bool
+    ) -> None:
+        """Packs these tensors, of slots of a batch, which may be of another dtype than the parameters."""
+        for dtype, slots in by_dtype(voted).items():
+            alike = batch._replace(dtype=DTYPES[dtype], slots=slots)
+            self._pack_alike(rule, warm, alike, [voted[slot] for slot in slots], abstain)
 
     def _pack_alike(self, rule: Rule, warm: bool, batch: Batch, gradients: list[torch.Tensor], abstain: bool) -> None:
         """Packs gradients of one rule, dtype and device in one call of a kernel."""

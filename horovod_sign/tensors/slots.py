@@ -92,13 +92,20 @@ class Slot:
         return self.layout.copy(f"parameter {self.label}", p, p.dtype, p.device)
 
     def gradient(self) -> torch.Tensor:
-        """The gradient in the layout and dtype of the vote, dense."""
+        """The gradient in the layout of the vote, dense."""
         p, g = self.parameter, self.parameter.grad
-        if g.dtype == p.dtype and g.device == p.device and self.layout.holds(g):
+        dtype = p.dtype
+        if g.dtype != dtype and g.dtype in DTYPES:
+            dtype = g.dtype  # of 32 bits beside a parameter of 16, perhaps, in which it would be 0
+        if g.dtype == dtype and g.device == p.device and self.layout.holds(g):
             return g
         if p.shape != self.layout.shape:
             self.check_parameter()
-        return self.layout.copy(f"the gradient of parameter {self.label}", g, p.dtype, p.device)
+        return self.layout.copy(f"the gradient of parameter {self.label}", g, dtype, p.device)
+
+    def new_gradient(self) -> torch.Tensor:
+        """Room for votes as the gradient, of the dtype that torch asks for."""
+        return self.layout.empty(gradient_dtype(self.parameter), self.parameter.device)
 
     def state(self, name: str, state: dict) -> torch.Tensor:
         """What a rule calls `name` in `state`, in the layout of the vote and float32; zeros if it is not there yet."""
@@ -122,6 +129,11 @@ class Slot:
     def words(self) -> slice:
         """Its bytes of a plane."""
         return slice(self.offset, self.offset + self.length)
+
+
+def gradient_dtype(p: torch.Tensor) -> torch.dtype:
+    """Of which dtype a gradient of `p` is made: its own, unless the user has said another (torch 2.10)."""
+    return getattr(p, "grad_dtype", None) or p.dtype
 
 
 class Batch(NamedTuple):

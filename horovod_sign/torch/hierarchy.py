@@ -8,7 +8,7 @@ import torch
 
 from horovod_sign.tensors.buckets import Bucket
 from horovod_sign.tensors.layout import check_memory
-from horovod_sign.tensors.slots import Slot
+from horovod_sign.tensors.slots import Slot, gradient_dtype
 from horovod_sign.torch.collectives import HorovodCollectives
 from horovod_sign.torch.pipeline import Pipeline
 from horovod_sign.voting import hierarchy
@@ -147,7 +147,7 @@ def _to_be_averaged(slot: Slot) -> torch.Tensor:
         return _readable(slot)
     except (RuntimeError, TypeError) as error:
         slot.bucket.error, p.grad = error, None
-        return slot.layout.empty(torch.promote_types(p.dtype, torch.float32), p.device).zero_()
+        return slot.layout.empty(torch.promote_types(gradient_dtype(p), torch.float32), p.device).zero_()
 
 
 def _readable(slot: Slot) -> torch.Tensor:
@@ -155,7 +155,7 @@ def _readable(slot: Slot) -> torch.Tensor:
     if p.shape != slot.layout.shape:
         slot.check_parameter()
     if p.grad is None:
-        p.grad = torch.zeros_like(p, memory_format=torch.preserve_format)
+        p.grad = torch.zeros_like(p, dtype=gradient_dtype(p), memory_format=torch.preserve_format)
     elif p.grad.is_sparse:
         p.grad = p.grad.to_dense()
     g = p.grad
@@ -173,6 +173,6 @@ def _put_back(slots: list[Slot], means: list[torch.Tensor]) -> None:
         if p.shape != mean.shape:
             continue
         if p.grad is None:  # it could not be read, or was dropped since, after an exception in backward
-            p.grad = torch.empty_like(p, memory_format=torch.preserve_format)
+            p.grad = torch.empty_like(p, dtype=gradient_dtype(p), memory_format=torch.preserve_format)
         if mean is not p.grad:
             p.grad.copy_(mean)

@@ -109,6 +109,26 @@ def test_another_default(made, default):
     np.testing.assert_allclose(p.detach().numpy(), expected(3), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.skipif(not hasattr(torch.Tensor, "grad_dtype"), reason="torch has it from 2.10 on")
+@pytest.mark.parametrize("made", ["auto", "exchange", "counts", "around SGD"])
+def test_gradients_of_another_dtype_than_the_parameter(made):
+    """Of float32 beside a parameter of 16 bits, in which they would be 0; votes as gradients are of that dtype too."""
+    p = torch.nn.Parameter(torch.zeros(N, dtype=torch.float16))
+    p.grad_dtype = torch.float32
+    optimizer = MADE[made](p)
+    for i in range(3):
+        optimizer.zero_grad()
+        p.grad = gradient(i) * 1e-12
+        if made == "exchange" and i == 1:
+            optimizer.synchronize()
+            assert p.grad.dtype == torch.float32 and p.grad.abs().max() <= 1
+            with optimizer.skip_synchronize():
+                optimizer.step()
+        else:
+            optimizer.step()
+    np.testing.assert_allclose(p.detach().numpy(), expected(3), rtol=1e-3, atol=1e-6)
+
+
 @pytest.mark.parametrize("how", ["data", "numpy"])
 @pytest.mark.parametrize("kind", ["Signum", "SGD"])
 def test_master_weights_whose_gradients_are_written_past_torch(kind, how):
