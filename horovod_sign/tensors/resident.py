@@ -113,8 +113,7 @@ class ResidentBucket(Bucket):
 class LateMonitor(Monitor):
     """A monitor of votes that are counted on a device: of a step, it says later what happened in it.
 
-    It looks for counts when it is asked, and when the next step begins, when it waits for none but those of the step
-    before the last.
+    It looks for counts when a step begins or ends, without waiting for those of the last step, and when it is asked.
     """
 
     def __init__(self, voter: str, size: int, *, abstain: bool) -> None:
@@ -149,6 +148,7 @@ class LateMonitor(Monitor):
         """As of `Monitor`."""
         self._steps.append((self._votes, bytes_sent))
         self._votes = []
+        self._read(1)
 
     def _read(self, late: int) -> None:
         """Takes in the counts of steps, but of so many that may not be here yet."""

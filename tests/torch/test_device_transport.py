@@ -170,7 +170,7 @@ def test_two_optimizers_stepped_in_an_order_that_differs_between_ranks(carrier):
         assert all(map(torch.equal, script.parameters, alone.parameters))
 
 
-def test_a_rank_whose_gradients_have_nan_is_told_a_step_late(carrier):
+def test_a_rank_whose_gradients_have_nan_is_told(carrier):
     script = Script(DEVICE, transport="device")
     script.optimizer.zero_grad()
     script.loss(0).backward()
