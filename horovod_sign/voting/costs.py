@@ -5,7 +5,7 @@ In the alpha-beta model a rank that sends `messages` one after the other, `bytes
     messages * alpha + bytes * beta        alpha: seconds that a message takes, beta: seconds a byte (1 / bandwidth)
 
 The algorithms assumed are those of large messages: rings for allreduce and allgather, M-1 direct messages for alltoall.
-Only payload is counted, as `collectives.bytes_sent` does: not what a library sends to set a collective up.
+Only payload is counted, as `protocols.bytes_sent` does: not what a library sends to set a collective up.
 """
 
 from typing import NamedTuple
