@@ -14,7 +14,8 @@ def broadcast_parameters(params: Any, root_rank: int) -> None:
     """Horovod's, for `model.state_dict()` or a list of parameters: all ranks get those of the root.
 
     What is of a dtype that Horovod does not send, as bfloat16, goes as whole numbers of as many bytes; what is not
-    contiguous, as in channels_last, by a copy.
+    contiguous, as in channels_last, by a copy. Tensors without a name have one by their place in the list: Horovod
+    counts ops instead, which need not be as many on all ranks.
 
     Args:
         params: a dict of names and tensors, or a list of tensors or of such pairs.
@@ -24,7 +25,8 @@ def broadcast_parameters(params: Any, root_rank: int) -> None:
     if isinstance(params, dict):
         params = {name: _sendable(p, copies) for name, p in params.items()}
     elif isinstance(params, list):
-        params = [(p[0], _sendable(p[1], copies)) if isinstance(p, tuple) else _sendable(p, copies) for p in params]
+        named = [p if isinstance(p, tuple) else (f"parameter.{i}", p) for i, p in enumerate(params)]
+        params = [(name, _sendable(p, copies)) for name, p in named]
     hvd.broadcast_parameters(params, root_rank)
     with torch.no_grad():
         for values, received in copies:

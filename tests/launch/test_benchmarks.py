@@ -48,7 +48,8 @@ def test_those_of_ranks_and_the_pictures_of_their_results(tmp_path):
 
 
 def test_kernels(tmp_path):
-    table = run("kernels", "--coordinates", "1e4", "--rounds", "2", "--only", "pack", "--json", tmp_path / "table.json")
-    rows = json.loads((tmp_path / "table.json").read_text())["kernels"]
+    results = tmp_path / "kernels.jsonl"
+    table = run("kernels", "--coordinates", "1e4", "--rounds", "2", "--only", "pack", "--json", results)
+    rows = [json.loads(line) for line in results.read_text().splitlines()]
     assert {"pack signbit", "pack onebit", "interpolate_pack"} <= {row["kernel"] for row in rows}
     assert all(row["kernel"] in table for row in rows)
