@@ -18,7 +18,7 @@ from horovod_sign.tensors.kernels import OnDevices
 from horovod_sign.tensors.layout import Layout
 from horovod_sign.tensors.planes import DTYPES
 from horovod_sign.tensors.slots import Batch, Slot, batches_of
-from horovod_sign.tensors.words import Words
+from horovod_sign.tensors.words import Words, clear_nonzero
 from horovod_sign.voting.messages import Planes
 
 # Gradients are packed when so many coordinates of them have arrived: few calls, and still in the cache of all cores.
@@ -244,9 +244,8 @@ class Packing:
             voted = {slot: read(rule, slot) for slot in batch.slots if slot.parameter.grad is not None}
             present = {slot: each for slot, each in voted.items() if each is not None}
             if not known:
-                self._pack_by_dtype(signsgd(), False, batch, present, abstain)
-            else:
-                self._pack_by_dtype(rule, warm, batch, present, abstain)
+                rule, warm = signsgd(), False  # of what it votes on, the sign
+            self._pack_by_dtype(rule, warm, batch, present, abstain)
             if len(present) < len(batch.slots):
                 self._abstain_for([slot for slot in batch.slots if slot not in present])
 
@@ -308,8 +307,5 @@ class Packing:
         assert nonzero is not None
         for slot in slots:
             sign[slot.words] = 0
-            nonzero[slot.words] = 0
-            if slot.size % 64:
-                end = slot.offset + slot.length
-                nonzero[end - 8 : end] = np.packbits(np.arange(64) >= slot.size % 64, bitorder="little")
+            clear_nonzero(nonzero, slot.offset, slot.size)
             self.absent += slot.size

@@ -20,7 +20,8 @@ class HostPlanes:
 
     def __init__(self, device: torch.device, words: Words, ballot: Planes):
         self._all = native.Segments([(0, n) for n in words.lengths], words.offsets)
-        self._known = Kept({tuple(range(self._all.k)): self._all})
+        self._known = Kept()
+        self._known[tuple(range(self._all.k))] = self._all
         self.ballot = ballot
         self.forget()
 

@@ -9,7 +9,7 @@ import torch
 from horovod_sign.algebra import plane_bytes
 from horovod_sign.tensors.kernels import BucketPlanes, planes_on
 from horovod_sign.tensors.layout import check_memory, has_memory
-from horovod_sign.tensors.words import Words
+from horovod_sign.tensors.words import Kept, Words
 from horovod_sign.voting.messages import Planes
 
 DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float64: "float64"}
@@ -51,7 +51,7 @@ class Singles(threading.local):
     """
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[torch.device, int], BucketPlanes] = {}
+        self._kept = Kept(most=256)  # sizes of tensors: there are fewer in a model
 
     def __reduce__(self) -> tuple:
         return type(self), ()  # what is kept is not for copies
@@ -84,8 +84,6 @@ class Singles(threading.local):
     def _planes_of(self, tensor: torch.Tensor) -> BucketPlanes:
         key = tensor.device, tensor.numel()
         if key not in self._kept:
-            if len(self._kept) >= _KEPT:
-                self._kept.clear()
             self._kept[key] = planes_on(tensor.device, Words.of(key[1:]), _NO_BALLOT)
         return self._kept[key]
 
@@ -133,4 +131,3 @@ def readable(tensor: torch.Tensor) -> torch.Tensor:
 
 _FIRST = [0]  # the number of the only tensor
 _NO_BALLOT = Planes(np.empty(0, np.uint8), np.empty(0, np.uint8))
-_KEPT = 256  # sizes of tensors: there are fewer in a model

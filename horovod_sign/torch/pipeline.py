@@ -19,7 +19,6 @@ from horovod_sign.tensors.slots import Slot
 from horovod_sign.torch.edits import Watch
 from horovod_sign.voting import progress
 from horovod_sign.voting.collectives import Collectives
-from horovod_sign.voting.progress import undisturbed
 from horovod_sign.voting.reducer import Reducer
 
 OTHER_LOSS = (
@@ -180,7 +179,7 @@ class Pipeline(Reducer):
         if not self.in_backward:  # the vote will be on what is there in `step`
             return
         if self._pass() is None:
-            with undisturbed():
+            with progress.undisturbed():
                 self._begin_pass(slot)
         if slot.passes_left < 0:
             raise AssertionError(
@@ -195,7 +194,7 @@ class Pipeline(Reducer):
         self._awaited[bucket] -= 1
         full = self._awaited[bucket] == 0 and not self._collectives.ordered
         if due or full:  # where gradients are packed, asking the engine after each would cost more than it gains
-            with undisturbed():
+            with progress.undisturbed():
                 self._take_in(bucket, full)
 
     def _take_in(self, bucket: Bucket, full: bool):

@@ -293,3 +293,19 @@ def assert_the_same(script, monkeypatch, usual=({}, {}), kernels="operations", *
 def plain(script: Script):
     for step in range(STEPS):
         script.step(step)
+
+
+# Whose parameters are all on one device, whatever carries votes.
+ON_ONE_DEVICE = [
+    scaled,
+    accumulated,
+    clipped,
+    resumed,
+    broadcast,
+    frozen,
+    without_gradients,
+    lying_otherwise,
+    on_other_streams,
+    given_up,
+    small_buckets,
+]

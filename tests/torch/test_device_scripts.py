@@ -3,26 +3,16 @@
 import pytest
 import torch
 from device_scripts import (
+    ON_ONE_DEVICE,
     Script,
-    accumulated,
     assert_the_same,
-    broadcast,
     by_mpi_itself,
-    clipped,
-    frozen,
-    given_up,
     hierarchical,
-    lying_otherwise,
     mixed,
     moved,
-    on_other_streams,
     one_bit_counts,
     plain,
-    resumed,
-    scaled,
-    small_buckets,
     stock,
-    without_gradients,
 )
 from kernel_sets import use_kernels
 from ranks import RANK
@@ -31,25 +21,7 @@ from horovod_sign.tensors import planes
 
 RANKS = (2,)  # an even number, where votes tie; how many there are is no affair of the device
 
-SCRIPTS = [
-    scaled,
-    accumulated,
-    clipped,
-    resumed,
-    broadcast,
-    frozen,
-    without_gradients,
-    moved,
-    mixed,
-    lying_otherwise,
-    on_other_streams,
-    given_up,
-    small_buckets,
-    one_bit_counts,
-    by_mpi_itself,
-    hierarchical,
-    stock,
-]
+SCRIPTS = [*ON_ONE_DEVICE, moved, mixed, one_bit_counts, by_mpi_itself, hierarchical, stock]
 
 
 @pytest.mark.filterwarnings("ignore:.*is NaN in:RuntimeWarning")

@@ -13,20 +13,11 @@ import torch.distributed as dist
 from device_scripts import (
     DEVICE,
     ON_GPU,
+    ON_ONE_DEVICE,
     Script,
-    accumulated,
     assert_the_same,
-    broadcast,
-    clipped,
-    frozen,
-    given_up,
-    lying_otherwise,
-    on_other_streams,
     plain,
-    resumed,
     scaled,
-    small_buckets,
-    without_gradients,
 )
 from kernel_sets import use_kernels
 from mpi4py import MPI
@@ -41,19 +32,6 @@ from horovod_sign.torch.collectives import DeviceCollectives
 RANKS = (2,)  # where votes tie; odd, with chunks of which the last is short, where a test says so
 pytestmark = pytest.mark.skipif(ON_GPU and torch.cuda.device_count() < SIZE, reason="NCCL has one rank a GPU")
 
-SCRIPTS = [
-    scaled,
-    accumulated,
-    clipped,
-    resumed,
-    broadcast,
-    frozen,
-    without_gradients,
-    lying_otherwise,
-    on_other_streams,
-    given_up,
-    small_buckets,
-]
 CARRIERS = {"Horovod": DeviceCollectives, "torch.distributed": DeviceGroupCollectives}
 
 
@@ -77,7 +55,7 @@ def usual(carrier) -> tuple[dict, dict]:
 
 
 @pytest.mark.filterwarnings("ignore:.*is NaN in:RuntimeWarning")
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
+@pytest.mark.parametrize("script", ON_ONE_DEVICE, ids=lambda script: script.__name__)
 def test_scripts(script, carrier, monkeypatch):
     assert_the_same(script, monkeypatch, usual(carrier))
 

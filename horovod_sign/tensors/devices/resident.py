@@ -21,7 +21,7 @@ import torch
 from horovod_sign.tensors.devices import Kernels
 from horovod_sign.tensors.devices.queues import Queue, pinned
 from horovod_sign.tensors.devices.staging import DevicePlanes, DeviceStep, Staging, runs_of
-from horovod_sign.tensors.words import Words
+from horovod_sign.tensors.words import Words, clear_nonzero
 from horovod_sign.voting.collectives import Allgather, Alltoall, Request
 from horovod_sign.voting.messages import Planes
 
@@ -267,9 +267,7 @@ def _words(planes: torch.Tensor) -> torch.Tensor:
 
 def _abstaining(words: Words) -> np.ndarray:
     """The nonzero plane of a ballot that abstains everywhere."""
-    plane = np.zeros(words.plane_bytes, np.uint8)
+    plane = np.empty(words.plane_bytes, np.uint8)
     for n, offset in zip(words.lengths, words.offsets, strict=True):
-        if n % 64:
-            end = offset + 8 * -(-n // 64)
-            plane[end - 8 : end] = np.packbits(np.arange(64) >= n % 64, bitorder="little")
+        clear_nonzero(plane, offset, n)
     return plane
