@@ -17,9 +17,10 @@ from horovod_sign.carriers.process_group import DeviceGroupCollectives
 from horovod_sign.tensors.resident import ResidentBucket
 from horovod_sign.torch.collectives import DeviceCollectives
 from horovod_sign.torch.pipeline import Pipeline
-from horovod_sign.voting import reducer
+from horovod_sign.torch.presence import Presence
 from horovod_sign.voting.collectives import Collectives
 from horovod_sign.voting.protocols import TRANSPORTS
+from horovod_sign.voting.reducer import Bucket
 
 ALL_TRANSPORTS = (*TRANSPORTS, "device")
 
@@ -71,41 +72,20 @@ def _has_group(process_set: Any, device: torch.device) -> bool:
     return (dist.get_rank(), dist.get_world_size()) == (hvd.rank(), hvd.size()) and carried in backends.split(",")
 
 
-class Word(reducer.Everybody):
-    """What the hosts of all ranks tell each other in a step: an allreduce of Horovod's, beside the votes.
-
-    A rank that has joined contributes nothing to it, not even that it is there.
+class Word(Presence):
+    """Presence that also tells whether all ranks step the same optimizer.
 
     Args:
-        name: of the op.
+        name, notice, process_set: as of `Presence`.
         number: of the optimizer that steps.
-        notice: whether this rank must talk to all others; `notices` of them must, once that is `known`.
-        process_set: Horovod's, of the ranks.
-
-    Attributes:
-        failure: why there are no votes in this step, if there are none.
     """
 
-    def __init__(self, name: str, number: int, notice: bool, process_set: Any):
-        self.notices, self.failure, self._ranks = 0, "", process_set.size()
-        mine = torch.tensor([1, notice, number, number**2], dtype=torch.float64, device="cpu")
-        self._handle = hvd.allreduce_async(mine, name=name, op=hvd.Sum, process_set=process_set)
+    def __init__(self, name: str, number: int, notice: bool, process_set: Any) -> None:
+        super().__init__(name, notice, _JOINED, process_set, (number, number**2))
 
-    @property
-    def known(self) -> bool:  # type: ignore[override]
-        """Whether all ranks have said that they are here."""
-        return self._handle is None
-
-    def check(self, wait: bool = False) -> None:
-        """Raises RuntimeError if a rank has joined, or steps another optimizer, as far as that is known."""
-        if self._handle is not None and (wait or hvd.poll(self._handle)):
-            (present, self.notices, total, squares), self._handle = hvd.synchronize(self._handle).tolist(), None
-            if present < self._ranks:
-                self.failure = _JOINED
-            elif present * squares != total**2:  # numbers are alike if they have no variance
-                self.failure = _OTHER_ORDER
-        if self.failure:
-            raise RuntimeError(self.failure)
+    def _other_failure(self, sums: list[float]) -> str:
+        total, squares = sums
+        return "" if self._ranks * squares == total**2 else _OTHER_ORDER  # numbers are alike if they have no variance
 
 
 class DevicePipeline(Pipeline):
@@ -119,7 +99,7 @@ class DevicePipeline(Pipeline):
     def __init__(self, process_set: Any, *pipeline: Any) -> None:
         self._process_set = process_set
         self._present: Word | None = None
-        self._launched: set[reducer.Bucket] = set()
+        self._launched: set[Bucket] = set()
         super().__init__(*pipeline)
 
     @property
@@ -168,7 +148,7 @@ class DevicePipeline(Pipeline):
                 start &= present.known
         super()._go_on(start)
 
-    def _launch(self, bucket: reducer.Bucket) -> None:
+    def _launch(self, bucket: Bucket) -> None:
         if bucket in self._launched:
             self._launched.remove(bucket)
         else:

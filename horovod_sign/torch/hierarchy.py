@@ -11,11 +11,11 @@ from horovod_sign.tensors.layout import check_memory
 from horovod_sign.tensors.slots import Slot, gradient_dtype
 from horovod_sign.torch.collectives import HorovodCollectives
 from horovod_sign.torch.pipeline import Pipeline
+from horovod_sign.torch.presence import Presence
 from horovod_sign.voting import hierarchy
 from horovod_sign.voting.collectives import Allgather, IntraNode, Request
 from horovod_sign.voting.messages import Planes
 from horovod_sign.voting.nodes import Nodes
-from horovod_sign.voting.reducer import Everybody
 
 # What the engine averages as it is; 16-bit gradients are averaged in float32, as is what is not in one piece.
 _FULL_PRECISION = (torch.float32, torch.float64)
@@ -70,8 +70,8 @@ class NodePipeline(Pipeline):
         self._nodes = nodes
         super().__init__(*pipeline)
 
-    def _attend(self) -> "JoinCheck":
-        return JoinCheck(self.name, self.notice)
+    def _attend(self) -> Presence:
+        return Presence(f"{self.name}.present", self.notice, hierarchy.JOINED)
 
     def _launch(self, bucket: Any) -> None:
         pass
@@ -83,35 +83,6 @@ class NodePipeline(Pipeline):
         # The mean comes into the gradients, which torch does not notice unless it is by a copy.
         gradients = [(slot, slot.parameter.grad) for slot in packed]
         self._edits.note([slot for slot, g in gradients if g is not None and averaged_in_place(g)], final=False)
-
-
-class JoinCheck(Everybody):
-    """Whether all ranks take part in a step, for `hvd.join()`: ranks in it would be waited for ever by process sets.
-
-    It is an allreduce of ones among all ranks, beside the votes; joined ranks contribute nothing to it.
-
-    Args:
-        name: unique among optimizers, the same on all ranks.
-        notice: whether this rank must talk to all others; `notices` of them must, once that is `known`.
-    """
-
-    def __init__(self, name: str, notice: bool) -> None:
-        self.notices = 0
-        mine = torch.tensor([1.0, notice], dtype=torch.float32, device="cpu")
-        self._handle = hvd.allreduce_async(mine, name=f"{name}.present", op=hvd.Sum)
-
-    @property
-    def known(self) -> bool:  # type: ignore[override]
-        """Whether all ranks are there, and `notices` is how many have one."""
-        return self._handle is None
-
-    def check(self, wait: bool = False) -> None:
-        """Raises RuntimeError if a rank has joined, as far as that is known without waiting."""
-        if self._handle is None or not (wait or hvd.poll(self._handle)):
-            return
-        (present, self.notices), self._handle = hvd.synchronize(self._handle).tolist(), None
-        if present < hvd.size():
-            raise RuntimeError(hierarchy.JOINED)
 
 
 def vote_of_nodes(

@@ -13,7 +13,7 @@ from mpi4py import MPI
 from ranks import RANK, SIZE
 
 import horovod_sign.torch as hvs
-from horovod_sign.torch.hierarchy import JoinCheck
+from horovod_sign.torch.presence import Presence
 
 RANKS = (2,)  # one that differs from another
 
@@ -219,14 +219,14 @@ def test_all_parameters_are_taken_out_and_others_put_in():
 
 def be_late(monkeypatch):
     """Votes of nodes are decided long before it is known whether all ranks agree."""
-    plain, left = JoinCheck.check, [1000]
+    plain, left = Presence.check, [1000]
 
     def check(self, wait=False):
         left[0] -= 1
         if wait or left[0] < 0:
             plain(self, wait)
 
-    monkeypatch.setattr(JoinCheck, "check", check)
+    monkeypatch.setattr(Presence, "check", check)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
