@@ -43,6 +43,7 @@ class Bucket:
     Attributes:
         slots: one for each parameter.
         trainable: the slots of those that were not frozen when all ranks last agreed.
+        words: where their bits are.
         ballot: this rank's planes, as last packed. Bits after the last coordinate of a parameter never abstain.
         zeros, nans: how many coordinates of it abstain since they are zero (or without a gradient), or NaN.
 
@@ -61,7 +62,7 @@ class Bucket:
         layouts: Mapping[torch.Tensor, Layout] | None = None,
     ):
         self.name, self.parameters = name, [p for p, _, _ in parameters]
-        words = Words.of(p.numel() for p in self.parameters)
+        self.words = words = Words.of(p.numel() for p in self.parameters)
         self.plane_bytes, self.coordinates = words.plane_bytes, sum(words.lengths)
         known = layouts or {}
         self.slots = [

@@ -9,10 +9,9 @@ import torch
 
 from horovod_sign.statistics import Monitor, VoteStatistics, nan_report
 from horovod_sign.tensors import kernels
-from horovod_sign.tensors.buckets import Bucket, Voter
+from horovod_sign.tensors.buckets import Bucket
 from horovod_sign.tensors.devices.resident import Found, Resident
 from horovod_sign.tensors.devices.staging import DevicePlanes
-from horovod_sign.tensors.layout import Layout
 from horovod_sign.tensors.words import Words
 from horovod_sign.voting.messages import Planes
 from horovod_sign.voting.protocols import Vote
@@ -59,23 +58,14 @@ class ResidentBucket(Bucket):
     """A bucket that is on one device as a whole, and whose votes are taken there.
 
     Args:
-        name, parameters, voter, layouts: as of `Bucket`.
+        bucket: as of `Bucket`.
         size: how many ranks vote.
     """
 
-    def __init__(
-        self,
-        name: str,
-        parameters: list[tuple[torch.Tensor, str, int]],
-        voter: Voter,
-        layouts: Mapping[torch.Tensor, Layout] | None = None,
-        *,
-        size: int,
-    ):
-        super().__init__(name, parameters, voter, layouts)
+    def __init__(self, *bucket: Any, size: int):
+        super().__init__(*bucket)
         self._device, self._absent = self.parameters[0].device, 0
-        words = Words.of(p.numel() for p in self.parameters)
-        self.there: Resident = kernels.resident_on(self._device, words, self._planes, size)
+        self.there: Resident = kernels.resident_on(self._device, self.words, self._planes, size)
         self._on[self._device] = self.there
 
     def launch(self, abstain: bool) -> None:
